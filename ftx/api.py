@@ -1,0 +1,42 @@
+"""What the command line and Python programs call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from ftx.options import ReceiveOptions, SendOptions
+from ftx.transfer import dialer
+from ftx.transfer.crew import Stop
+from ftx.transfer.events import Event, Finished, OnEvent
+from ftx.transfer.registry import Receiver
+
+__all__ = ["Event", "Finished", "OnEvent", "ReceiveOptions", "Receiver", "SendOptions", "Stop", "send"]
+
+
+def send(
+    paths: Sequence[str | bytes | os.PathLike[str]],
+    options: SendOptions,
+    *,
+    on_event: OnEvent | None = None,
+    stop: Stop | None = None,
+    confirm: Callable[[str], bool] | None = None,
+) -> Finished:
+    """Send files to a receiver and wait until they are committed.
+
+    Args:
+        paths: the files; one, until trees come.
+        options: where to, and how.
+        on_event: called for every event, from the calling thread only.
+        stop: lets another thread or a signal handler end the run; what was sent is kept.
+        confirm: asked, with the host's name, whether to send to a receiver that proves nothing; without it
+            only ``options.accept_new`` counts.
+
+    Returns:
+        The last event. ``code`` is 0 if everything is committed; nothing is raised for a transfer that fails.
+    """
+    return dialer.run([os.fsencode(path) for path in paths], options, on_event or _ignore, stop or Stop(), confirm)
+
+
+def _ignore(event: Event) -> None:
+    pass

@@ -1,0 +1,135 @@
+"""What a command does as a process: signals, the trace of ``-vv``, and the way to an exit status.
+
+Rules: only the main thread takes signals. The first SIGINT or SIGTERM asks the run to stop, a second one leaves
+at once: a kill is safe at any moment (G2, G4), so nothing has to be waited for. Whatever ends a run, the last
+event is ``finished`` and its code is the exit status (G11).
+"""
+
+from __future__ import annotations
+
+import _thread
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from ftx.cli.main import BUG
+from ftx.cli.report import Output, Report, printable
+from ftx.errors import FtxError
+from ftx.transfer.crew import Stop
+from ftx.transfer.events import Finished
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+log = logging.getLogger("ftx.cli")
+
+
+def run(report: Report, work: Callable[[Stop], Finished]) -> int:
+    """Run a transfer to its end and return the exit status.
+
+    Args:
+        report: shown the end, if ``work`` has not done so itself.
+        work: the transfer; stops soon after its argument is asked to.
+    """
+    stop = Stop()
+    with signals_stop(stop), report:
+        try:
+            finished = work(stop)
+        except FtxError as error:
+            finished = _nothing_done(error.exit_code, str(error))
+        except Exception as error:
+            log.debug("! %s", error, exc_info=True)
+            finished = _nothing_done(1, f"{type(error).__name__}: {error}: {BUG}")
+        if not report.finished:
+            report(finished)
+    return finished.code
+
+
+@contextmanager
+def signals_stop(stop: Stop, *, second_leaves: bool = True) -> Iterator[None]:
+    """While inside, SIGINT and SIGTERM ask ``stop``.
+
+    Args:
+        second_leaves: a second signal ends the process without more ado.
+    """
+    asked = False
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked and second_leaves:
+            os._exit(128 + number)
+        asked = True
+        # From another thread: this one may have been interrupted while it held the lock inside `stop`.
+        _thread.start_new_thread(stop.request, (number,))
+
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Interrupted(BaseException):
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def ask(question: str) -> bool:
+    """Put a yes-or-no question on standard error; False unless a person at a terminal answers yes.
+
+    A signal counts as no, and then does what it would have done. Main thread only.
+    """
+    if sys.stdin is None or not sys.stdin.isatty():
+        return False
+
+    def give_up(number: int, _frame: FrameType | None) -> None:
+        # A handler that returns would not end the reading of the answer.
+        raise _Interrupted(number)
+
+    before = {number: signal.signal(number, give_up) for number in SIGNALS}
+    pending = 0
+    answer = ""
+    try:
+        # Not input(): it writes to standard output, which belongs to --json.
+        Output(sys.stderr).write(f"{question} [y/N]: ")
+        answer = sys.stdin.readline()
+    except _Interrupted as interrupted:
+        pending = interrupted.number
+        Output(sys.stderr).write("\n")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if pending:
+        os.kill(os.getpid(), pending)
+    return answer.strip().lower() in ("y", "yes")
+
+
+class _OneLine(logging.Formatter):
+    """Log lines whose text cannot steer the terminal: messages quote what came from the other side."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+
+def start_log(verbose: int) -> None:
+    """Write the log of ``ftx`` to standard error if ``verbose`` is 2 or more, else nowhere."""
+    logger = logging.getLogger("ftx")
+    logger.propagate = False
+    for old in list(logger.handlers):
+        logger.removeHandler(old)
+    if verbose < 2:
+        logger.addHandler(logging.NullHandler())
+        return
+    handler = logging.StreamHandler(Output(sys.stderr))
+    handler.setFormatter(_OneLine("%(asctime)s.%(msecs)03d %(threadName)s %(message)s", "%H:%M:%S"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+
+
+def _nothing_done(code: int, message: str) -> Finished:
+    return Finished(code, message, 0, 0, 0, 0, 0, 0, 0.0)

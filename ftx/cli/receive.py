@@ -1,0 +1,151 @@
+"""``ftx receive``: from the command line to ``api.Receiver``."""
+
+from __future__ import annotations
+
+import ipaddress
+import shlex
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ftx.cli import params
+from ftx.cli.main import CONTEXT
+from ftx.options import Exists
+from ftx.protocol.messages import DEFAULT_PORT
+
+if TYPE_CHECKING:
+    from ftx.options import ReceiveOptions
+    from ftx.transfer.events import Listening
+
+
+@click.command(context_settings=CONTEXT)
+@click.option(
+    "--dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where files go; made if missing.  [default: the current folder]",
+)
+@click.option(
+    "--bind",
+    multiple=True,
+    metavar="ADDR",
+    help="Address to listen on; repeatable.  [default: all, IPv6 and IPv4]",
+)
+@params.options_of_both(0, "TCP port to listen on; 0: the system chooses.")
+@click.option("--once", is_flag=True, help="Exit when the first sender's job is over, with its exit status.")
+@click.option(
+    "--open", is_flag=True, help="Take files from anyone who can reach the port; needs --dir, does not replace."
+)
+@click.option(
+    "--exists",
+    type=click.Choice([policy.value for policy in Exists]),
+    help="What happens to a different file of the same name.  [default: replace; with --open: rename]",
+)
+@click.option("--no-fsync", is_flag=True, help="Do not wait for the disk; receipts say so.")
+@click.option(
+    "--reserve",
+    default="256M",
+    callback=params.size,
+    metavar="SIZE",
+    show_default=True,
+    help="Free space to leave on the disk.",
+)
+def receive(
+    dir: Path | None,
+    bind: tuple[str, ...],
+    port: int,
+    timeout: float,
+    secret_file: Path | None,
+    json: bool,
+    quiet: bool,
+    verbose: int,
+    once: bool,
+    open: bool,
+    exists: str | None,
+    no_fsync: bool,
+    reserve: int,
+) -> int:
+    """Wait for senders and take what they send, until Ctrl-C.
+
+    \b
+    Examples:
+      ftx receive --dir /srv/incoming --secret-file key
+      ftx receive --dir /srv/incoming --open --once
+      ftx receive --bind 127.0.0.1 --port 0 --json
+
+    The same user on this machine may always send; everyone else needs the key in --secret-file, or --open. Sizes:
+    K, M, G, T are powers of 1024, as are KiB, MiB …; kB, MB … powers of 1000. Every option can also be a variable
+    of the environment: FTX_RECEIVE_PORT=9000 is --port 9000.
+    """
+    if open and dir is None:
+        raise click.UsageError("--open needs --dir: say which folder strangers may fill")
+    policy = Exists(exists) if exists else Exists.RENAME if open else Exists.REPLACE
+
+    # Here and not above: help and wrong usage need none of it.
+    from ftx import api
+    from ftx.cli import process
+    from ftx.cli.report import Report
+    from ftx.transfer.crew import Stop
+    from ftx.transfer.events import Event, Listening
+
+    process.start_log(verbose)
+    report = Report(receiving=True, label="receiving", json_lines=json, quiet=quiet, verbose=verbose)
+    options = api.ReceiveOptions(
+        port=port,
+        timeout_s=timeout,
+        secret_file=secret_file,
+        dir=dir or Path(),
+        bind=bind,
+        once=once,
+        open=open,
+        exists=policy,
+        fsync=not no_fsync,
+        reserve=reserve,
+    )
+
+    def on_event(event: Event) -> None:
+        report(event)
+        if isinstance(event, Listening) and report.on_terminal:
+            for line in invitation(event, options):
+                report.say(line)
+
+    def work(stop: Stop) -> api.Finished:
+        return api.Receiver(options, on_event=on_event).run(stop)
+
+    return process.run(report, work)
+
+
+def invitation(event: Listening, options: ReceiveOptions) -> list[str]:
+    """What a person has to know who now goes to the other machine."""
+    if not options.open and options.secret_file is None:
+        return [
+            "only you on this machine may send so far; to let others in, start with --secret-file FILE "
+            "(the same file on both sides), or with --open"
+        ]
+    host, port = event.addresses[0]
+    listened = ipaddress.ip_address(host.partition("%")[0])
+    where = "on this machine" if listened.is_loopback else "on the other machine"
+    if listened.is_unspecified:
+        host = own_address()
+    words = ["ftx", "send", "FILE", f"[{host}]" if ":" in host else host]
+    if port != DEFAULT_PORT:
+        words += ["--port", str(port)]
+    if options.secret_file is not None:
+        words += ["--secret-file", options.secret_file.name]
+    return [f"{where}: {shlex.join(words)}"]
+
+
+def own_address() -> str:
+    """The address of this machine on its default route, else its name. Sends nothing."""
+    # Documentation addresses (RFC 5737, RFC 3849): connecting a UDP socket only looks up the route.
+    for family, far in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                probe.connect((far, 9))
+                host: str = probe.getsockname()[0]
+        except OSError:
+            continue
+        return host
+    return socket.gethostname()

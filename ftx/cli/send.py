@@ -1,0 +1,97 @@
+"""``ftx send``: from the command line to ``api.send``."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ftx.cli import params
+from ftx.cli.main import CONTEXT
+from ftx.cli.params import Remote
+
+
+@click.command(context_settings=CONTEXT)
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path())
+@click.argument("remote", metavar="REMOTE", callback=params.remote)
+@params.options_of_both(1, "TCP port of the receiver.")
+@click.option(
+    "--retry-for",
+    type=float,
+    default=300,
+    callback=params.retry_for,
+    metavar="SECONDS",
+    show_default=True,
+    help="Give up on a broken link after so long without progress; 0: do not retry.",
+)
+@click.option("--accept-new", is_flag=True, help="Trust a receiver that was started with --open and proves nothing.")
+def send(
+    paths: tuple[str, ...],
+    remote: Remote,
+    port: int,
+    timeout: float,
+    secret_file: Path | None,
+    json: bool,
+    quiet: bool,
+    verbose: int,
+    retry_for: float,
+    accept_new: bool,
+) -> int:
+    """Send a file to a machine that runs `ftx receive`.
+
+    REMOTE is HOST or HOST:FOLDER, with an IPv6 address in brackets. FOLDER lies below the receiver's --dir and is
+    made if it is missing.
+
+    \b
+    Examples:
+      ftx send big.iso nas
+      ftx send big.iso nas:images --secret-file key
+      ftx send big.iso "[fd00::7]" --port 9000
+
+    If it is interrupted, run the same command again: it resumes. Every option can also be a variable of the
+    environment: FTX_SEND_PORT=9000 is --port 9000.
+    """
+    if len(paths) > 1:
+        raise click.UsageError(f"one file at a time: {len(paths)} were given before REMOTE ({remote.host!r})")
+
+    # Here and not above: help and wrong usage need none of it.
+    from ftx import api
+    from ftx.cli import process
+    from ftx.cli.report import Report, printable
+    from ftx.transfer.crew import Stop
+
+    process.start_log(verbose)
+    name = printable(os.fsencode(paths[0].rstrip("/").rpartition("/")[2] or paths[0]))
+    report = Report(receiving=False, label=name, json_lines=json, quiet=quiet, verbose=verbose)
+    options = api.SendOptions(
+        host=remote.host,
+        folder=remote.folder,
+        port=port,
+        timeout_s=timeout,
+        secret_file=secret_file,
+        retry_for_s=retry_for,
+        accept_new=accept_new,
+    )
+    further: dict[str, Any] = {}
+    if "confirm" in inspect.signature(api.send).parameters:
+        further["confirm"] = confirm_open
+
+    def work(stop: Stop) -> api.Finished:
+        folder = f", folder {printable(remote.folder)}" if remote.folder else ""
+        report.say(f"sending {name} to {printable(remote.host)}{folder}, port {port}")
+        return api.send(paths, options, on_event=report, stop=stop, **further)
+
+    return process.run(report, work)
+
+
+def confirm_open(host: str) -> bool:
+    """Ask whether a receiver that proves nothing is to be trusted; False where nobody can be asked."""
+    from ftx.cli import process
+    from ftx.cli.report import printable
+
+    return process.ask(
+        f"The receiver on {printable(host)} takes files from anyone and cannot prove who it is. Send to it?"
+    )

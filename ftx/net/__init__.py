@@ -1,0 +1,1 @@
+"""Sockets: no files below this package, except the two keys of ``peers``."""

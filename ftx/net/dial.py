@@ -1,0 +1,90 @@
+"""Connecting: names and addresses, with deadlines that ``getaddrinfo`` and ``connect`` do not have themselves."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from ftx.errors import NetworkError, UnknownHost
+
+#: A second address is tried while the first is still silent (RFC 8305, section 5).
+STAGGER_S = 0.25
+TICK_S = 0.1
+
+_Address = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]]
+
+
+def connect(host: str, port: int, timeout_s: float, check: Callable[[], None]) -> socket.socket:
+    """A connected, blocking socket: the first address of ``host`` that answers.
+
+    Args:
+        check: called a few times a second; may raise to end the attempt.
+
+    Raises:
+        UnknownHost: the name does not resolve.
+        NetworkError: nobody answers.
+    """
+    deadline = time.monotonic() + timeout_s
+    addresses = _resolve(host, port, deadline, check)
+    pending: dict[socket.socket, object] = {}
+    problem = f"no answer within {timeout_s:g} s"
+    next_start = 0.0
+    try:
+        while addresses or pending:
+            check()
+            now = time.monotonic()
+            if now >= deadline:
+                break
+            if addresses and (now >= next_start or not pending):
+                family, kind, protocol, _, address = addresses.pop(0)
+                sock = socket.socket(family, kind, protocol)
+                sock.setblocking(False)
+                code = sock.connect_ex(address)
+                if code in (0, errno.EINPROGRESS):
+                    pending[sock] = address
+                else:
+                    problem = os.strerror(code)
+                    sock.close()
+                next_start = now + STAGGER_S
+                continue
+            _, ready, _ = select.select([], list(pending), [], min(TICK_S, deadline - now))
+            for sock in ready:
+                del pending[sock]
+                code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if code == 0:
+                    sock.setblocking(True)
+                    return sock
+                problem = os.strerror(code)
+                sock.close()
+    finally:
+        for sock in pending:
+            sock.close()
+    raise NetworkError(f"cannot connect to {host} port {port}: {problem}")
+
+
+def _resolve(host: str, port: int, deadline: float, check: Callable[[], None]) -> list[_Address]:
+    found: list[_Address] = []
+    problem: list[OSError] = []
+
+    def look_up() -> None:
+        try:
+            found.extend(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except OSError as error:
+            problem.append(error)
+
+    # A resolver cannot be interrupted, only left behind.
+    thread = threading.Thread(target=look_up, name="ftx-resolve", daemon=True)
+    thread.start()
+    while thread.is_alive() and time.monotonic() < deadline:
+        thread.join(TICK_S)
+        check()
+    if problem:
+        raise UnknownHost(f"unknown host {host} ({problem[0].strerror})")
+    if not found:
+        raise NetworkError(f"cannot look up {host}: the name server does not answer")
+    return found[:]

@@ -1,0 +1,219 @@
+"""Frames and payloads over one socket: one reading and one writing thread at most.
+
+A chunk's payload goes from the socket into the buffer that is hashed and written, and from the buffer that
+was hashed into the socket, without a copy in between. Every frame is held to ``session.LANE``, both ways.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+from ftx.errors import LinkLost, PeerSilent
+from ftx.protocol import codec
+from ftx.protocol import messages as m
+from ftx.protocol.manifest import Buffer
+from ftx.protocol.messages import Type
+from ftx.protocol.session import LaneOrder
+
+log = logging.getLogger("ftx.lane")
+
+READ_BYTES = 256 * 1024
+#: After a large payload another one is likely: only its head is read ahead, the rest goes where it belongs.
+HEAD_BYTES = 4096
+LARGE_PAYLOAD = 64 * 1024
+
+
+class Lane:
+    """One connection of a session.
+
+    Args:
+        sock: connected; the lane owns it from here on.
+        dialer: whether this side dialled.
+
+    Attributes:
+        last_received_s, last_sent_s: monotonic times of the last byte in each direction.
+        deadline_s: monotonic time by which whatever is called must be done; None for no limit.
+        bytes_in: bytes that have arrived.
+    """
+
+    def __init__(self, sock: socket.socket, *, dialer: bool) -> None:
+        self.sock = sock
+        self.order = LaneOrder(dialer=dialer)
+        self.last_received_s = self.last_sent_s = time.monotonic()
+        self.deadline_s: float | None = None
+        self.bytes_in = 0
+        self._buffer = bytearray(READ_BYTES)
+        self._view = memoryview(self._buffer)
+        self._start = self._end = 0
+        self._read_ahead = READ_BYTES
+        self._greeted = False
+        self._limited = False
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    # --- receiving ---
+
+    def receive(self) -> tuple[m.Message, bytes]:
+        """The next message, and its frame as it was on the wire. Unknown optional frames are passed over.
+
+        After ``Data``, ``payload`` must be called before the next ``receive``.
+
+        Raises:
+            LinkLost: the connection ended or broke, or a frame was damaged.
+            PeerSilent: nothing came before ``deadline_s``.
+            NotFtx: the first bytes are not ftx's.
+            ProtocolError: what came breaks a rule.
+        """
+        while True:
+            if not self._greeted:
+                self._fill(1)
+                while (have := self._end - self._start) < codec.HEADER_SIZE + len(m.MAGIC):
+                    codec.check_first_bytes(bytes(self._view[self._start : self._end]))
+                    self._fill(have + 1)
+                codec.check_first_bytes(bytes(self._view[self._start : self._end]))
+                self._greeted = True
+            self._fill(codec.HEADER_SIZE)
+            header = codec.decode_header(self._view[self._start : self._end])
+            size = codec.HEADER_SIZE + codec.body_size(header)
+            self._fill(size)
+            frame = bytes(self._view[self._start : self._start + size])
+            self._start += size
+            message = codec.decode_body(header, frame[codec.HEADER_SIZE :])
+            if isinstance(message, m.Unknown):
+                log.debug("< (unknown optional frame of type %#04x)", message.type)
+                continue
+            self.order.receive(Type(header.type))
+            if log.isEnabledFor(logging.DEBUG):
+                log.debug("< %s", message)
+            return message, frame
+
+    def payload(self, length: int, buffer: memoryview) -> memoryview:
+        """The ``length`` bytes behind a DATA message, in ``buffer`` or where they arrived; valid until ``receive``."""
+        have = self._end - self._start
+        if have >= length:
+            view = self._view[self._start : self._start + length]
+            self._start += length
+            return view
+        view = buffer[:length]
+        view[:have] = self._view[self._start : self._end]
+        self._start = self._end = 0
+        at = have
+        while at < length:
+            at += self._receive_into(view[at:])
+        self._read_ahead = HEAD_BYTES if length >= LARGE_PAYLOAD else READ_BYTES
+        return view
+
+    def _fill(self, wanted: int) -> None:
+        """Have ``wanted`` bytes in the buffer, and more if they are there."""
+        if self._end - self._start >= wanted:
+            return
+        if self._start:
+            rest = bytes(self._view[self._start : self._end])
+            self._view[: len(rest)] = rest
+            self._start, self._end = 0, len(rest)
+        if wanted > len(self._buffer):
+            # Only a body within its type's limit comes here, so this is bounded too.
+            self._buffer = self._buffer + bytes(wanted - len(self._buffer))
+            self._view = memoryview(self._buffer)
+        while self._end < wanted:
+            most = max(self._end + self._read_ahead, wanted)
+            self._end += self._receive_into(self._view[self._end : most])
+        self._read_ahead = READ_BYTES
+
+    def _receive_into(self, view: memoryview) -> int:
+        self._limit()
+        try:
+            count = self.sock.recv_into(view)
+        except TimeoutError:
+            raise PeerSilent("the peer says nothing") from None
+        except OSError as error:
+            raise LinkLost(f"the connection broke ({error.strerror or error})") from error
+        if count == 0:
+            raise LinkLost("the peer closed the connection")
+        self.last_received_s = time.monotonic()
+        self.bytes_in += count
+        return count
+
+    # --- sending ---
+
+    def send(self, *messages: m.Message) -> bytes:
+        """Send messages other than DATA in one go; the frames as they are on the wire."""
+        frames = []
+        for message in messages:
+            self.order.send(codec.TYPE_OF[type(message)])
+            if log.isEnabledFor(logging.DEBUG):
+                log.debug("> %s", message)
+            frames.append(codec.encode(message))
+        data = b"".join(frames)
+        self._send_all([data])
+        return data
+
+    def send_data(self, data: m.Data, payload: Buffer) -> None:
+        """Send one chunk: its head and its payload, without joining them."""
+        self.order.send(Type.DATA)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("> %s", data)
+        self._send_all([codec.encode_data(data.entry, data.index, data.digest, data.length), payload])
+
+    def send_grease(self) -> None:
+        """Send an optional frame that nobody knows, so that skipping one keeps working everywhere (G12)."""
+        self._send_all([codec.encode_grease(secrets.randbelow(16), secrets.token_bytes(secrets.randbelow(16)))])
+
+    def _send_all(self, buffers: Sequence[Buffer]) -> None:
+        views = [memoryview(buffer) for buffer in buffers if len(buffer)]
+        while views:
+            self._limit()
+            try:
+                sent = self.sock.sendmsg(views)
+            except TimeoutError:
+                raise PeerSilent("the peer takes nothing") from None
+            except OSError as error:
+                raise LinkLost(f"the connection broke ({error.strerror or error})") from error
+            self.last_sent_s = time.monotonic()
+            while views and sent >= len(views[0]):
+                sent -= len(views[0])
+                del views[0]
+            if sent:
+                views[0] = views[0][sent:]
+
+    def _limit(self) -> None:
+        """One deadline over any number of calls: a peer that dribbles gains nothing by it."""
+        if self.deadline_s is not None:
+            left = self.deadline_s - time.monotonic()
+            if left <= 0:
+                raise PeerSilent("the peer says nothing")
+            self.sock.settimeout(left)
+        elif self._limited:
+            self.sock.settimeout(None)
+        self._limited = self.deadline_s is not None
+
+    # --- the end ---
+
+    def shutdown(self) -> None:
+        """Unblock whoever is reading or writing; safe from any thread."""
+        with suppress(OSError):  # it is gone already
+            self.sock.shutdown(socket.SHUT_RDWR)
+
+    def drain(self, seconds: float) -> None:
+        """After the last word: read and discard for a while, so that closing does not destroy it on its way (G11)."""
+        deadline = time.monotonic() + seconds
+        left = m.DRAIN_BYTES
+        scratch = bytearray(64 * 1024)
+        try:
+            while left > 0 and (rest := deadline - time.monotonic()) > 0:
+                self.sock.settimeout(rest)
+                count = self.sock.recv_into(scratch)
+                if count == 0:
+                    return
+                left -= count
+        except OSError:
+            pass  # the peer has heard it, or never will
+
+    def close(self) -> None:
+        self.sock.close()

@@ -1,0 +1,98 @@
+"""The keys of this user on this machine: the run key, the identity and the secret file.
+
+Each is made at first use, whole and with mode 0600 from its first moment on (written aside, then linked), so
+that two processes that start at once agree on one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from pathlib import Path
+
+from ftx.errors import UsageError
+from ftx.protocol.messages import Method
+
+KEY_SIZE = 32
+RUN_KEY = "run.key"
+IDENTITY = "identity"
+
+
+def run_key(config: Path, *, make: bool) -> bytes | None:
+    """The key that shows that dialer and listener are the same user of the same machine; 32 bytes.
+
+    A listener makes a missing one; a dialer that finds none has none.
+    """
+    path = config / RUN_KEY
+    if make:
+        config.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make(path)
+    return _read(path) if path.exists() else None
+
+
+def identity(config: Path) -> bytes:
+    """What names this user on this machine to receivers; 32 bytes.
+
+    A random value until identities are key pairs. Where the configuration folder cannot be written, one for
+    this process only: transfers work, but a later run cannot resume what this one leaves.
+    """
+    path = config / IDENTITY
+    try:
+        config.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make(path)
+    except OSError:
+        if not path.exists():
+            return secrets.token_bytes(KEY_SIZE)
+    return _read(path)
+
+
+def secret_key(path: Path, *, make: bool) -> bytes:
+    """The key in a secret file: 32 bytes, written as 64 hexadecimal digits. A receiver makes a missing file.
+
+    Raises:
+        UsageError: it is missing, open to others, or holds something else.
+    """
+    try:
+        if make:
+            _make(path)
+        return _read(path)
+    except OSError as error:
+        raise UsageError(f"the secret file {path}: {error.strerror}") from error
+
+
+def keys(config: Path, secret_file: Path | None, *, listener: bool) -> dict[Method, bytes]:
+    """All keys that a side can prove or check."""
+    found: dict[Method, bytes] = {}
+    if secret_file is not None:
+        found[Method.SECRET] = secret_key(secret_file, make=listener)
+    if own := run_key(config, make=listener):
+        found[Method.RUN_KEY] = own
+    return found
+
+
+def _make(path: Path) -> None:
+    if path.exists():
+        return
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, secrets.token_hex(KEY_SIZE).encode() + b"\n")
+        os.fsync(fd)
+        os.close(fd)
+        os.link(temporary, path)
+    except FileExistsError:
+        pass  # another process was faster: its key counts
+    finally:
+        temporary.unlink()
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        info = os.fstat(file.fileno())
+        text = file.read(256)
+    if info.st_mode & 0o077:
+        raise UsageError(f"{path} is open to others; `chmod 600` it, if it is what it should be")
+    if not re.fullmatch(rb"[0-9a-fA-F]{64}\s*", text):
+        raise UsageError(f"{path} does not hold a key (64 hexadecimal digits)")
+    return bytes.fromhex(text.decode())

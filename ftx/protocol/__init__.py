@@ -1,0 +1,1 @@
+"""The wire and the pure core: no sockets, files, threads, clocks or logging below this package."""

@@ -1,0 +1,344 @@
+"""Messages to bytes and back: the one module that knows what the wire looks like.
+
+A frame is a header of 16 bytes and a body (``protocol.md``, "Framing"). ``LAYOUTS`` says how each message's
+fields become its body, in order; encoding and decoding both walk it, so they cannot disagree.
+
+Decoding raises ``ProtocolError`` for bytes that break a rule, ``LinkLost`` for a wrong frame check, and
+nothing else, whatever the bytes are.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import xxhash
+
+from ftx.errors import LinkLost, NotFtx, ProtocolError, Unsupported
+from ftx.protocol import messages as m
+from ftx.protocol.manifest import MAX_CHUNK, Buffer, DigestName, Kind
+from ftx.protocol.messages import Type
+
+HEADER = struct.Struct("!BBHIQ")  # type, flags, reserved, body length, check
+HEADER_SIZE = HEADER.size
+_CHECKED = 8  # bytes of the header that the check covers: all before itself
+_DATA = struct.Struct("!QQ16s")
+DATA_PREFIX = HEADER_SIZE + _DATA.size  #: bytes in front of a DATA frame's payload
+
+
+# --- Field kinds: how one field becomes bytes ----------------------------------------------------------
+
+
+class _Reader:
+    """Takes typed values off the front of a body; every read is checked against what is left."""
+
+    __slots__ = ("_data", "_at", "_what")
+
+    def __init__(self, data: Buffer, what: str) -> None:
+        self._data = memoryview(data)
+        self._at = 0
+        self._what = what
+
+    def take(self, length: int) -> bytes:
+        end = self._at + length
+        if end > len(self._data):
+            raise ProtocolError(f"{self._what} is cut short: {length} bytes wanted at {self._at}")
+        value = bytes(self._data[self._at : end])
+        self._at = end
+        return value
+
+    def number(self, form: struct.Struct) -> int:
+        value: int = form.unpack(self.take(form.size))[0]
+        return value
+
+    def check_end(self) -> None:
+        if self._at != len(self._data):
+            raise ProtocolError(f"{self._what} has {len(self._data) - self._at} bytes too many")
+
+    def bad(self, why: str) -> ProtocolError:
+        return ProtocolError(f"{self._what}: {why}")
+
+
+class Field(NamedTuple):
+    """How one field is written and read. ``doc`` is its name in ``protocol.md``'s layout tables."""
+
+    doc: str
+    write: Callable[[Any], bytes]
+    read: Callable[[_Reader], Any]
+
+
+def _number(doc: str, code: str) -> Field:
+    form = struct.Struct("!" + code)
+    return Field(doc, form.pack, lambda r: r.number(form))
+
+
+U8, U16, U32, U64 = (_number(f"u{bits}", code) for bits, code in ((8, "B"), (16, "H"), (32, "I"), (64, "Q")))
+I64 = _number("i64", "q")
+
+
+def _enum(kind: type[IntEnum], base: Field) -> Field:
+    def read(r: _Reader) -> IntEnum:
+        value = base.read(r)
+        try:
+            return kind(value)
+        except ValueError:
+            raise r.bad(f"{value} is no {kind.__name__.lower()}") from None
+
+    return Field(base.doc, lambda value: base.write(int(value)), read)
+
+
+def _fixed(size: int) -> Field:
+    def write(value: bytes) -> bytes:
+        if len(value) != size:
+            raise ValueError(f"{len(value)} bytes where {size} belong")
+        return value
+
+    return Field(f"{size} bytes", write, lambda r: r.take(size))
+
+
+def _counted(count: Field, most: int) -> Field:
+    def write(value: bytes) -> bytes:
+        if len(value) > most:
+            raise ValueError(f"{len(value)} bytes where {most} are the most")
+        return count.write(len(value)) + value
+
+    def read(r: _Reader) -> bytes:
+        length = count.read(r)
+        if length > most:
+            raise r.bad(f"a field of {length} bytes where {most} are the most")
+        return r.take(length)
+
+    return Field(f"bytes({count.doc}, {most})", write, read)
+
+
+def _text(most: int) -> Field:
+    inner = _counted(U16, most)
+
+    def write(value: str) -> bytes:
+        # A message for people is cut to the limit rather than refused, on a character's edge.
+        return inner.write(value.encode("utf-8", "replace")[:most].decode("utf-8", "ignore").encode())
+
+    return Field(f"text(u16, {most})", write, lambda r: bytes(inner.read(r)).decode("utf-8", "replace"))
+
+
+def _list(count: Field, most: int, record: type, fields: tuple[Field, ...]) -> Field:
+    names: tuple[str, ...] = tuple(record.__slots__)  # type: ignore[attr-defined]
+
+    def write(values: tuple[Any, ...]) -> bytes:
+        if len(values) > most:
+            raise ValueError(f"{len(values)} items where {most} are the most")
+        parts = [count.write(len(values))]
+        for value in values:
+            parts += [field.write(getattr(value, name)) for field, name in zip(fields, names, strict=True)]
+        return b"".join(parts)
+
+    def read(r: _Reader) -> tuple[Any, ...]:
+        n = count.read(r)
+        if n > most:
+            raise r.bad(f"a list of {n} where {most} are the most")
+        return tuple(record(*[field.read(r) for field in fields]) for _ in range(n))
+
+    return Field(f"list({count.doc}, {most}) of {record.__name__}", write, read)
+
+
+FIXED16, FIXED32 = _fixed(16), _fixed(32)
+DIGEST = _enum(DigestName, U8)
+ROOT = _counted(U8, 32)
+PATH = _counted(U16, m.MAX_PATH)
+MESSAGE = _text(m.MAX_MESSAGE)
+
+#: Layouts of the records inside lists, by class, in the order of their fields.
+RECORDS: dict[type, tuple[Field, ...]] = {
+    m.Tlv: (U16, _counted(U16, m.MAX_TLV_VALUE)),
+    m.ProofItem: (_enum(m.Method, U8), FIXED32),
+    m.SkipItem: (U64, _enum(m.SkipReason, U8)),
+    m.Range: (U64, U64),
+    m.RefuseItem: (U64, U16, MESSAGE),
+    m.ReceiptItem: (U64, U8, ROOT),
+}
+TLVS = _list(U8, m.MAX_TLVS, m.Tlv, RECORDS[m.Tlv])
+RECORDS[m.Offered] = (
+    _enum(Kind, U8), _counted(U16, m.MAX_NAME), U64, U64, U32, I64, FIXED16, PATH, TLVS,
+)  # fmt: skip
+RANGES = _list(U16, m.MAX_RANGES, m.Range, RECORDS[m.Range])
+
+
+def _items(record: type, most: int) -> Field:
+    return _list(U16, most, record, RECORDS[record])
+
+
+#: Type -> (message class, its fields in order). DATA is not here: its payload is not in its body's fields.
+LAYOUTS: dict[int, tuple[type, tuple[Field, ...]]] = {
+    Type.HELLO: (m.Hello, (_fixed(4), U16, U16, FIXED32, FIXED32, TLVS)),
+    Type.PROOF: (m.Proof, (_counted(U16, 128), _list(U8, m.MAX_PROOFS, m.ProofItem, RECORDS[m.ProofItem]), TLVS)),
+    Type.OPEN: (
+        m.Open,
+        (FIXED16, FIXED16, FIXED32, _enum(m.Role, U8), _enum(m.Mode, U8), U8, U32, DIGEST, PATH, TLVS),
+    ),
+    Type.OPENED: (m.Opened, (U8, U32, TLVS)),
+    Type.ATTACH: (m.Attach, (FIXED16, U8)),
+    Type.ATTACHED: (m.Attached, ()),
+    Type.FOLDER: (m.Folder, (PATH, U64, _items(m.Offered, m.MAX_FOLDER_ENTRIES))),
+    Type.FOLDER_END: (m.FolderEnd, (PATH, U8, U32, I64)),
+    Type.SKIP: (m.Skip, (_items(m.SkipItem, m.MAX_ANSWERS),)),
+    Type.WANT: (m.Want, (U64, U64, RANGES)),
+    Type.REFUSE: (m.Refuse, (_items(m.RefuseItem, m.MAX_ANSWERS),)),
+    Type.ASK_DIGESTS: (m.AskDigests, (U64, DIGEST, U64, U32)),
+    Type.DIGESTS: (m.Digests, (U64, DIGEST, U64, _counted(U32, m.MAX_ASKED * 32))),
+    Type.ZEROS: (m.Zeros, (U64, RANGES)),
+    Type.FINISH: (m.Finish, (U64, ROOT)),
+    Type.RECEIPT: (m.Receipt, (_items(m.ReceiptItem, m.MAX_ANSWERS),)),
+    Type.CANCEL: (m.Cancel, (U64, U16, MESSAGE)),
+    Type.PING: (m.Ping, ()),
+    Type.BUSY: (m.Busy, (U64,)),
+    Type.PAUSE: (m.Pause, (U16, MESSAGE)),
+    Type.RESUME: (m.Resume, ()),
+    Type.BYE: (m.Bye, (U64, U64, U64)),
+    Type.ERROR: (m.Error, (U16, MESSAGE)),
+}
+TYPE_OF: dict[type, Type] = {cls: Type(type_) for type_, (cls, _) in LAYOUTS.items()} | {m.Data: Type.DATA}
+
+#: Types that a receiver which does not know them may skip.
+OPTIONAL = frozenset({Type.PING, Type.BUSY})
+
+
+# --- Frames --------------------------------------------------------------------------------------------
+
+
+class Header(NamedTuple):
+    """A decoded frame header. ``checked`` is the part of it that the check covers."""
+
+    type: int
+    flags: int
+    length: int
+    check: int
+    checked: bytes
+
+
+def _frame(type_: int, flags: int, body: bytes) -> bytes:
+    start = HEADER.pack(type_, flags, 0, len(body), 0)[:_CHECKED]
+    return start + xxhash.xxh3_64_digest(start + body) + body
+
+
+def encode(message: m.Message) -> bytes:
+    """The whole frame of ``message``, which is not DATA.
+
+    Raises:
+        ValueError: a field is outside its limits (a bug on this side).
+    """
+    type_ = TYPE_OF[type(message)]
+    _, fields = LAYOUTS[type_]
+    names: tuple[str, ...] = message.__slots__
+    body = b"".join([field.write(getattr(message, name)) for field, name in zip(fields, names, strict=True)])
+    if len(body) > m.MAX_BODY[type_]:
+        raise ValueError(f"{type_.name} of {len(body)} bytes where {m.MAX_BODY[type_]} are the most")
+    return _frame(type_, 0 if type_ in OPTIONAL else m.CRITICAL, body)
+
+
+def encode_data(entry: int, index: int, digest: bytes, length: int) -> bytes:
+    """What goes in front of a chunk's payload of ``length`` bytes: ``DATA_PREFIX`` bytes.
+
+    The check covers the header and the body up to the payload; the payload has its digest there.
+    """
+    prefix = _DATA.pack(entry, index, digest)
+    start = HEADER.pack(Type.DATA, m.CRITICAL, 0, len(prefix) + length, 0)[:_CHECKED]
+    return start + xxhash.xxh3_64_digest(start + prefix) + prefix
+
+
+def encode_grease(number: int, value: bytes) -> bytes:
+    """An optional frame that nobody knows, so that skipping one keeps working everywhere."""
+    return _frame(m.GREASE_FIRST + number % (m.GREASE_LAST - m.GREASE_FIRST + 1), 0, value)
+
+
+def decode_header(data: Buffer) -> Header:
+    """The header in the first 16 bytes of ``data``, its length checked against the type's limit.
+
+    Nothing is trusted yet: the check can only be verified once the body is there.
+    """
+    type_, flags, _, length, check = HEADER.unpack_from(data)
+    if type_ == Type.DATA:
+        most = m.MAX_BODY[type_] + MAX_CHUNK
+        if length < _DATA.size:
+            raise ProtocolError(f"DATA is cut short: {length} bytes")
+    else:
+        most = m.MAX_BODY.get(type_, m.MAX_UNKNOWN_BODY)
+    if length > most:
+        raise ProtocolError(f"frame of type {type_:#04x} with {length} bytes where {most} are the most")
+    return Header(type_, flags, length, check, bytes(data[:_CHECKED]))
+
+
+def body_size(header: Header) -> int:
+    """Bytes that ``decode_body`` needs: the whole body, or in DATA what is in front of the payload."""
+    return _DATA.size if header.type == Type.DATA else header.length
+
+
+def decode_body(header: Header, body: Buffer) -> m.Message | m.Unknown:
+    """The message of a frame.
+
+    Raises:
+        LinkLost: the frame check is wrong: the bytes were damaged on the way (G4).
+        Unsupported: a critical frame of an unknown type.
+        ProtocolError: the body breaks its layout.
+    """
+    if xxhash.xxh3_64_intdigest(header.checked + bytes(body)) != header.check:
+        raise LinkLost("a frame arrived damaged (wrong frame check)")
+    if header.type == Type.DATA:
+        entry, index, digest = _DATA.unpack(body)
+        return m.Data(entry, index, digest, header.length - _DATA.size)
+    layout = LAYOUTS.get(header.type)
+    if layout is None:
+        if header.flags & m.CRITICAL:
+            raise Unsupported(f"the peer sent a critical frame of the unknown type {header.type:#04x}")
+        return m.Unknown(header.type)
+    cls, fields = layout
+    reader = _Reader(body, Type(header.type).name)
+    values = [field.read(reader) for field in fields]
+    reader.check_end()
+    message: m.Message = cls(*values)
+    if (tlvs := getattr(message, "tlvs", None)) is not None:
+        check_tlvs(tlvs)
+    return message
+
+
+def check_tlvs(tlvs: tuple[m.Tlv, ...]) -> None:
+    """This version knows no TLV, so a critical one is refused by name and an optional one is skipped."""
+    for tlv in tlvs:
+        if tlv.type & m.CRITICAL_TLV:
+            raise Unsupported(f"the peer needs the unknown capability {tlv.type:#06x}")
+
+
+#: A listener may refuse before it greets; the length of an ERROR fits in the last two of its four bytes.
+_ERROR_START = HEADER.pack(Type.ERROR, m.CRITICAL, 0, 0, 0)[:6]
+
+_OTHERS = (
+    (b"SSH-", "an ssh server"),
+    (b"HTTP/", "a web server"),
+    (b"220", "a mail or FTP server"),
+    (b"@RSYNCD", "an rsync daemon"),
+    (b"GET ", "a web browser"),
+    (b"POST ", "a web client"),
+)
+
+
+def check_first_bytes(data: bytes) -> None:
+    """Tell ftx from everything else that may answer on a port, by the first bytes of the connection.
+
+    ``data`` is what has arrived, at least one byte. The first eight bytes of a plain HELLO are its type,
+    flags, reserved and length, and its body starts with the magic.
+
+    Raises:
+        NotFtx: with what it looks like, where that can be told.
+    """
+    if data[:1] == b"\x16":
+        raise NotFtx("the peer speaks TLS, and this side does not")
+    body = data[HEADER_SIZE : HEADER_SIZE + len(m.MAGIC)]
+    if data[0] == Type.HELLO and m.MAGIC.startswith(body):
+        return
+    if _ERROR_START.startswith(data[:6]):
+        return
+    for start, what in _OTHERS:
+        if data.startswith(start):
+            raise NotFtx(f"this is {what}, not ftx")
+    raise NotFtx("what answers there does not speak ftx")

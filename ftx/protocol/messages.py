@@ -1,0 +1,438 @@
+"""The messages of the protocol as frozen dataclasses, with their type numbers and limits.
+
+``protocol.md`` describes each in the same four parts (purpose, layout, fields, behaviour); ``codec.LAYOUTS``
+says how each becomes bytes. A test reads the document's tables and holds both to them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from ftx.protocol.manifest import DigestName, Kind
+
+PROTOCOL_VERSION = 1
+MAGIC = b"ftx\0"
+DEFAULT_PORT = 7389
+
+MAX_NAME = 255  #: bytes of one path component
+MAX_PATH = 4096  #: bytes of a whole path
+MAX_MESSAGE = 1024  #: bytes of a message for people
+MAX_PROOFS = 4
+MAX_TLVS = 32
+MAX_TLV_VALUE = 1024
+MAX_FOLDER_ENTRIES = 1024
+MAX_ANSWERS = 1024
+MAX_RANGES = 4096
+MAX_ASKED = 4096  #: chunk digests that one ASK_DIGESTS may ask for
+MAX_ASKS = 16  #: ASK_DIGESTS that may be unanswered for one entry
+INITIAL_WINDOW = 64  #: entries that a sender may offer before OPENED has told it the window
+MAX_REPAIRS = 3  #: times that one chunk is sent again because its digest was wrong
+MAX_OFFERS = 5  #: times that one changing source is offered
+WITHDRAWN = 0  #: code in CANCEL and REFUSE: no failure, the entry is offered anew under another id
+
+HANDSHAKE_S = 10  #: from accept() to OPEN
+PING_S = 1  #: a side that has sent nothing for so long sends PING or BUSY
+DRAIN_S = 2  #: how long a side that sent its last ERROR goes on reading
+DRAIN_BYTES = 256 * 1024
+
+CRITICAL = 0x01  #: frame flag, and bit 15 of a TLV's type: refuse what you do not know
+CRITICAL_TLV = 0x8000
+
+
+class Type(IntEnum):
+    """Frame types. GREASE_FIRST to GREASE_LAST will never mean anything; every side sends one at random."""
+
+    HELLO = 0x01
+    PROOF = 0x02
+    OPEN = 0x03
+    OPENED = 0x04
+    ATTACH = 0x05
+    ATTACHED = 0x06
+
+    FOLDER = 0x10
+    FOLDER_END = 0x11
+    SKIP = 0x12
+    WANT = 0x13
+    REFUSE = 0x14
+    ASK_DIGESTS = 0x15
+    DIGESTS = 0x16
+
+    DATA = 0x20
+    ZEROS = 0x21
+    FINISH = 0x22
+    RECEIPT = 0x23
+    CANCEL = 0x24
+
+    PING = 0x30
+    BUSY = 0x31
+    PAUSE = 0x32
+    RESUME = 0x33
+
+    BYE = 0x3E
+    ERROR = 0x3F
+
+
+GREASE_FIRST = 0xE0
+GREASE_LAST = 0xEF
+
+#: The longest body of each type, checked before anything is allocated. DATA's is without its payload.
+MAX_BODY: dict[int, int] = {
+    Type.HELLO: 4_096,
+    Type.PROOF: 4_096,
+    Type.OPEN: 8_192,
+    Type.OPENED: 4_096,
+    Type.ATTACH: 1_024,
+    Type.ATTACHED: 1_024,
+    Type.FOLDER: 262_144,
+    Type.FOLDER_END: 8_192,
+    Type.SKIP: 16_384,
+    Type.WANT: 262_144,
+    Type.REFUSE: 65_536,
+    Type.ASK_DIGESTS: 64,
+    Type.DIGESTS: 262_144,
+    Type.DATA: 32,
+    Type.ZEROS: 65_568,
+    Type.FINISH: 64,
+    Type.RECEIPT: 131_072,
+    Type.CANCEL: 2_048,
+    Type.PING: 0,
+    Type.BUSY: 8,
+    Type.PAUSE: 2_048,
+    Type.RESUME: 0,
+    Type.BYE: 24,
+    Type.ERROR: 2_048,
+}
+MAX_UNKNOWN_BODY = 65_536  #: of an optional frame that is skipped
+
+
+class Role(IntEnum):
+    SENDER = 1
+    RECEIVER = 2
+
+
+class Mode(IntEnum):
+    """What a session is for."""
+
+    TRANSFER = 0
+
+
+class Method(IntEnum):
+    """What a proof was made with."""
+
+    OPEN = 0
+    RUN_KEY = 1
+    SECRET = 2
+
+
+class SkipReason(IntEnum):
+    SAME = 1  #: a file of this size and time is there
+    KEPT = 2  #: a different file is there, and the receiver keeps what it has
+
+
+class FolderFlags:
+    """Bits of FOLDER_END's flags."""
+
+    WHOLE = 0x01  #: the folder was read without error to its end
+    METADATA = 0x02  #: mode and mtime_ns are to be set
+
+
+class ReceiptFlags:
+    """Bits of a receipt's flags."""
+
+    DURABLE = 0x01  #: a power cut cannot take the entry back (G5)
+
+
+@dataclass(frozen=True, slots=True)
+class Tlv:
+    """An optional extra field: a type and a value. A type with ``CRITICAL_TLV`` must be known."""
+
+    type: int
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Both, first: who speaks which versions. The dialer names itself; a listener's ``identity`` is zero."""
+
+    magic: bytes
+    version_min: int
+    version_max: int
+    nonce: bytes
+    identity: bytes
+    tlvs: tuple[Tlv, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ProofItem:
+    method: Method
+    mac: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Both: that the speaker holds a key. ``signature`` is empty until identities are key pairs."""
+
+    signature: bytes
+    proofs: tuple[ProofItem, ...]
+    tlvs: tuple[Tlv, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Dialer, on the first lane: makes the session."""
+
+    session: bytes
+    process: bytes
+    job: bytes
+    role: Role
+    mode: Mode
+    lanes: int
+    retry_for_s: int
+    digest: DigestName
+    folder: bytes
+    tlvs: tuple[Tlv, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Listener: the session stands. ``lanes`` and ``window`` are what it grants."""
+
+    lanes: int
+    window: int
+    tlvs: tuple[Tlv, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """Dialer, on every other lane: joins a session."""
+
+    session: bytes
+    lane: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """Listener: the lane has joined."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """One entry of a FOLDER batch. Its id is the batch's ``first`` plus its place in the batch."""
+
+    kind: Kind
+    name: bytes
+    size: int
+    allocated: int
+    mode: int
+    mtime_ns: int
+    tag: bytes
+    target: bytes = b""
+    tlvs: tuple[Tlv, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """Sender: a batch of entries of one folder. ``path`` is relative to the destination, empty for itself."""
+
+    path: bytes
+    first: int
+    entries: tuple[Offered, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FolderEnd:
+    """Sender: no more entries of this folder come. ``flags`` are ``FolderFlags``."""
+
+    path: bytes
+    flags: int
+    mode: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class SkipItem:
+    entry: int
+    reason: SkipReason
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Receiver: these entries need nothing."""
+
+    items: tuple[SkipItem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """Receiver: send these chunks too. ``held``, in the first WANT: the bytes it holds already."""
+
+    entry: int
+    held: int
+    ranges: tuple[Range, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RefuseItem:
+    entry: int
+    code: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Receiver: these entries cannot be taken; the others go on."""
+
+    items: tuple[RefuseItem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AskDigests:
+    """Receiver: which digests do the sender's chunks ``[first, first + count)`` have?"""
+
+    entry: int
+    digest: DigestName
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Digests:
+    """Sender: the digests of chunks from ``first`` on, one behind the other."""
+
+    entry: int
+    digest: DigestName
+    first: int
+    digests: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Sender: one chunk. Its payload of ``length`` bytes follows on the lane and is not part of the message."""
+
+    entry: int
+    index: int
+    digest: bytes
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Zeros:
+    """Sender: these chunks are all zeros."""
+
+    entry: int
+    ranges: tuple[Range, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Sender: everything wanted so far was sent; this is the root digest of the source as it was read."""
+
+    entry: int
+    root: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptItem:
+    entry: int
+    flags: int
+    root: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Receiver: these entries are committed. ``flags`` are ``ReceiptFlags``."""
+
+    items: tuple[ReceiptItem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Sender: the source of this entry failed or changed. The receiver answers with REFUSE."""
+
+    entry: int
+    code: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Both: alive and idle."""
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Listener or receiver: alive and at work that needs no frames; ``counter`` counts its steps."""
+
+    counter: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Receiver: send no DATA until RESUME."""
+
+    code: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Receiver: go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bye:
+    """Both, last: how many entries ended how. The two must agree."""
+
+    done: int
+    skipped: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """Both, last: why the session ends."""
+
+    code: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """An optional frame that this version does not know. Receivers drop it; its bytes were checked."""
+
+    type: int
+
+
+Message = (
+    Hello
+    | Proof
+    | Open
+    | Opened
+    | Attach
+    | Attached
+    | Folder
+    | FolderEnd
+    | Skip
+    | Want
+    | Refuse
+    | AskDigests
+    | Digests
+    | Data
+    | Zeros
+    | Finish
+    | Receipt
+    | Cancel
+    | Ping
+    | Busy
+    | Pause
+    | Resume
+    | Bye
+    | Error
+)

@@ -1,0 +1,77 @@
+"""Proofs that a side holds a key, over everything that both have said (``protocol.md``, "Handshake").
+
+Pure: keys and nonces come in as bytes. Each proof is HMAC-SHA256 over a label that names its maker, the
+method and the transcript, so that none can be replayed in another session, reflected to its maker, or
+moved between plain and TLS.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+
+from ftx.protocol.messages import Method, ProofItem
+from ftx.protocol.session import Side
+
+NO_FINGERPRINT = bytes(32)  #: the listener's certificate fingerprint, in plain mode
+
+
+def transcript(dialer_hello: bytes, listener_hello: bytes, *, encrypted: bool, fingerprint: bytes) -> bytes:
+    """32 bytes that stand for the handshake so far.
+
+    ``dialer_hello`` and ``listener_hello`` are the whole HELLO frames as they were on the wire;
+    ``fingerprint`` is SHA-256 of the listener's certificate, ``NO_FINGERPRINT`` in plain mode.
+    """
+    hash_ = hashlib.sha256(b"ftx/1 transcript" + (b"\x01" if encrypted else b"\x00"))
+    for part in (dialer_hello, listener_hello, fingerprint):
+        hash_.update(len(part).to_bytes(4, "big") + part)
+    return hash_.digest()
+
+
+def mac(key: bytes, maker: Side, method: Method, transcript_: bytes) -> bytes:
+    """The proof of ``maker`` (dialer or listener) that it holds ``key``: 32 bytes."""
+    label = b"ftx/1 proof " + maker.value.encode() + b"\0" + bytes([method])
+    return hmac.digest(key, label + transcript_, "sha256")
+
+
+def prove(keys: Mapping[Method, bytes], transcript_: bytes) -> tuple[ProofItem, ...]:
+    """The dialer's proofs, one for each key it has."""
+    return tuple(ProofItem(method, mac(key, Side.DIALER, method, transcript_)) for method, key in keys.items())
+
+
+def accept(keys: Mapping[Method, bytes], proofs: tuple[ProofItem, ...], transcript_: bytes) -> Method | None:
+    """The first of the dialer's proofs that one of the listener's keys confirms; None if none does (G7)."""
+    for item in proofs:
+        key = keys.get(item.method)
+        if key is not None and hmac.compare_digest(mac(key, Side.DIALER, item.method, transcript_), item.mac):
+            return item.method
+    return None
+
+
+def confirmed(keys: Mapping[Method, bytes], answer: ProofItem, transcript_: bytes) -> bool:
+    """Whether the listener's proof shows that it holds the key that it names (G7)."""
+    key = keys.get(answer.method)
+    return key is not None and hmac.compare_digest(mac(key, Side.LISTENER, answer.method, transcript_), answer.mac)
+
+
+def credential(keys: Mapping[Method, bytes], method: Method) -> bytes:
+    """A name for the key that admitted a dialer, which tells nothing about the key: 32 bytes."""
+    return hmac.digest(keys.get(method, b""), b"ftx/1 credential" + bytes([method]), "sha256")
+
+
+def peer_id(credential_: bytes, identity: bytes) -> bytes:
+    """What partials, eviction and rights hang on: 32 bytes.
+
+    Until identities are key pairs, ``identity`` is only claimed: holders of one credential could pose as
+    each other, and with ``--open`` anybody as anybody.
+    """
+    return hashlib.sha256(b"ftx/1 peer" + credential_ + identity).digest()
+
+
+def job_id(sources: list[bytes], destination: bytes) -> bytes:
+    """What makes two sessions the same job: absolute source paths and the destination; 32 bytes."""
+    hash_ = hashlib.sha256(b"ftx/1 job")
+    for part in (*sources, destination):
+        hash_.update(len(part).to_bytes(4, "big") + part)
+    return hash_.digest()

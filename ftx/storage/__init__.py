@@ -1,0 +1,1 @@
+"""The disk of both sides: no sockets, no threads below this package."""

@@ -1,0 +1,244 @@
+"""The operating system calls that durability rests on, one function each, with their traps.
+
+Everything in ``storage`` that touches a disk goes through this module, by ``disk.NAME(...)``, so that a test
+can crash, fail or reorder at every single call. Errors are plain ``OSError``; ``destination_errors`` and
+``source_errors`` turn them into ftx's at the edge.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from ftx.errors import DestinationError, IsFolder, NoSpace, SourceError, SourceMissing
+from ftx.protocol.manifest import Buffer
+
+#: G6: nothing below a root is opened through a link, and no FIFO can make an open wait.
+SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_FULLFSYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def open_at(name: bytes, flags: int, mode: int = 0, *, folder: int) -> int:
+    """A descriptor for ``name`` in ``folder``, never through a link."""
+    return os.open(name, flags | SAFE, mode, dir_fd=folder)
+
+
+def open_folder(name: bytes, *, folder: int) -> int:
+    """A descriptor for the folder ``name`` in ``folder``, never through a link."""
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | SAFE, dir_fd=folder)
+
+
+def make_folder(name: bytes, mode: int, *, folder: int) -> None:
+    os.mkdir(name, mode, dir_fd=folder)
+
+
+def look(name: bytes, *, folder: int) -> os.stat_result | None:
+    """What ``name`` is, links not followed; None if there is nothing."""
+    try:
+        return os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
+def rename(old: bytes, new: bytes, *, old_folder: int, new_folder: int) -> None:
+    """Put ``old`` in the place of ``new``, at once for every observer."""
+    os.rename(old, new, src_dir_fd=old_folder, dst_dir_fd=new_folder)
+
+
+def link(old: bytes, new: bytes, *, old_folder: int, new_folder: int) -> None:
+    """Give ``old`` a second name; FileExistsError if there is one. Not replacing means this, never look-then-rename."""
+    os.link(old, new, src_dir_fd=old_folder, dst_dir_fd=new_folder, follow_symlinks=False)
+
+
+def unlink(name: bytes, *, folder: int) -> None:
+    """Take a name away; one that is gone already is no error."""
+    with suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=folder)
+
+
+# --- contents --------------------------------------------------------------------------------------------------------
+
+
+def write_at(fd: int, data: Buffer, offset: int) -> None:
+    """Write all of ``data``: a short write is continued, and then fails with the true reason."""
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(fd, view, offset)
+        view = view[done:]
+        offset += done
+
+
+def read_at(fd: int, buffer: memoryview, offset: int) -> int:
+    """Fill ``buffer`` from ``offset``; bytes read, fewer only at the end of the file."""
+    done = os.preadv(fd, [buffer], offset)
+    while 0 < done < len(buffer):
+        more = os.preadv(fd, [buffer[done:]], offset + done)
+        if not more:
+            break
+        done += more
+    return done
+
+
+def truncate(fd: int, size: int) -> None:
+    """Set a file's size. What is new is a hole: no block is allocated, no zero written."""
+    os.ftruncate(fd, size)
+
+
+def size(fd: int) -> int:
+    return os.fstat(fd).st_size
+
+
+def data_ranges(fd: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """The byte ranges inside ``[start, stop)`` that are not holes; all of it where the system cannot tell."""
+    if not hasattr(os, "SEEK_DATA"):
+        yield start, stop
+        return
+    while start < stop:
+        try:
+            data = os.lseek(fd, start, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return  # a hole to the end
+            yield start, stop  # the file system cannot tell
+            return
+        if data >= stop:
+            return
+        hole = min(os.lseek(fd, data, os.SEEK_HOLE), stop)
+        yield data, hole
+        start = hole
+
+
+def free_space(fd: int) -> int:
+    """Bytes that this user may still allocate on the file system of ``fd``."""
+    info = os.fstatvfs(fd)
+    return info.f_bavail * info.f_frsize
+
+
+# --- durability ------------------------------------------------------------------------------------------------------
+
+
+def sync_data(fd: int) -> None:
+    """Wait until the file's contents (and its size) are on the disk.
+
+    A sync reports an error once: the next one says that all is well, while the data exists in memory only.
+    So whoever sees this raise must write again all that it wrote since the last one that did not.
+    """
+    if _FULLFSYNC is not None:
+        fcntl.fcntl(fd, _FULLFSYNC)  # on macOS nothing less reaches the platter
+    elif hasattr(os, "fdatasync"):
+        os.fdatasync(fd)
+    else:
+        os.fsync(fd)
+
+
+def sync_file(fd: int) -> None:
+    """Wait until the file's contents and metadata are on the disk."""
+    if _FULLFSYNC is not None:
+        fcntl.fcntl(fd, _FULLFSYNC)
+    else:
+        os.fsync(fd)
+
+
+def sync_folder(fd: int) -> None:
+    """Wait until the folder's names are on the disk. Some network file systems cannot (EINVAL) and need not."""
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+
+
+def drop_cache(fd: int) -> None:
+    """Forget the file's clean pages, so that the next read comes from the disk. A hint: it may do nothing."""
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+# --- metadata --------------------------------------------------------------------------------------------------------
+
+
+def set_mode(fd: int, mode: int) -> None:
+    """Permission bits only: a peer never sets setuid, setgid or sticky (G6)."""
+    os.fchmod(fd, mode & 0o777)
+
+
+def set_times(fd: int, mtime_ns: int) -> None:
+    os.utime(fd, ns=(mtime_ns, mtime_ns))
+
+
+def lock(fd: int) -> bool:
+    """Take the file for this process alone, for as long as the descriptor is open; False if another has it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def same_mount(one: int, other: int) -> bool:
+    """Whether a rename between two folders can work. Bind mounts of one device count as different mounts."""
+    if os.fstat(one).st_dev != os.fstat(other).st_dev:
+        return False
+    return _mount_id(one) == _mount_id(other)
+
+
+def _mount_id(fd: int) -> bytes:
+    try:
+        info = os.open(f"/proc/self/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""  # not Linux: the device has to do
+    try:
+        return next((line for line in os.read(info, 4096).splitlines() if line.startswith(b"mnt_id:")), b"")
+    finally:
+        os.close(info)
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+def show(path: bytes) -> str:
+    """A path for a message. Control characters are escaped where the message is printed."""
+    return path.decode("utf-8", "backslashreplace")
+
+
+@contextmanager
+def destination_errors(path: bytes) -> Iterator[None]:
+    """Turn an ``OSError`` of the receiver's disk into the error of its exit code, naming ``path``."""
+    try:
+        yield
+    except OSError as error:
+        name = show(path)
+        match error.errno:
+            case errno.ENOSPC | errno.EDQUOT:
+                raise NoSpace(f"{name}: no space left at the destination") from error
+            case errno.EISDIR:
+                raise IsFolder(f"{name}: a folder has this name at the destination") from error
+            case errno.ELOOP | errno.ENOTDIR:
+                raise DestinationError(f"{name}: a part of its path is not a folder at the destination") from error
+            case errno.EACCES | errno.EPERM | errno.EROFS:
+                raise DestinationError(f"{name}: not writable at the destination ({error.strerror})") from error
+            case _:
+                raise DestinationError(f"{name}: {error.strerror or error}") from error
+
+
+@contextmanager
+def source_errors(path: bytes) -> Iterator[None]:
+    """Turn an ``OSError`` of the sender's disk into the error of its exit code, naming ``path``."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise SourceMissing(f"{show(path)}: no such file") from error
+    except OSError as error:
+        raise SourceError(f"{show(path)}: {error.strerror or error}") from error
+
+
+def is_regular(info: os.stat_result) -> bool:
+    return stat.S_ISREG(info.st_mode)

@@ -1,0 +1,1 @@
+"""Joins protocol, storage and net; the only package with threads."""

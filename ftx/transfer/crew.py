@@ -1,0 +1,142 @@
+"""The threads of one session, and what stops them.
+
+The first *cause* stops the crew. A broken lane is only evidence: the peer's ERROR, or our own disk's, may be
+a moment behind it and explains it; so evidence waits ``SETTLE_S`` for something that ranks over it
+(``errors.FtxError.rank``).
+
+Leaving has a deadline. Threads are daemons and kill -9 is safe by design, so one that is stuck in a system
+call is left behind rather than waited for.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from ftx.errors import FtxError, InternalError, Interrupted
+
+SETTLE_S = 0.5
+EVIDENCE_RANK = 3
+
+
+class Stop:
+    """Asked to stop, by a signal or by the program that started the run."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._signal = 0
+
+    def request(self, signal_number: int) -> None:
+        """Ask; safe in a signal handler. The run ends with exit code 128 + ``signal_number``."""
+        self._signal = self._signal or signal_number
+        self._event.set()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until asked, ``timeout_s`` at most; whether it was."""
+        return self._event.wait(timeout_s)
+
+    def check(self) -> None:
+        """Raises ``Interrupted`` if asked."""
+        if self._event.is_set():
+            raise Interrupted(self._signal)
+
+
+class Crew:
+    """A with-block of threads. Leaving it stops and joins them, within ``leave_s`` seconds.
+
+    Args:
+        name: prefix of the threads' names.
+        leave_s: how long leaving may take.
+        on_stop: called once, by the thread that stops the crew; unblocks the others (shuts sockets down).
+    """
+
+    def __init__(self, name: str, leave_s: float, on_stop: Callable[[], None]) -> None:
+        self._name = name
+        self._leave_s = leave_s
+        self._on_stop = on_stop
+        self._threads: list[threading.Thread] = []
+        self._changed = threading.Condition()
+        self._cause: FtxError | None = None
+        self._since = 0.0
+        self._ended = False
+        self._stopped = False
+
+    def start(self, what: str, work: Callable[[], None]) -> None:
+        """Run ``work`` in a thread; an exception that leaves it is reported as a failure."""
+
+        def run() -> None:
+            try:
+                work()
+            except FtxError as error:
+                self.fail(error)
+            except Exception as error:  # a bug: it must end the session, not hang it
+                failure = InternalError(f"{type(error).__name__}: {error}")
+                failure.__cause__ = error
+                self.fail(failure)
+
+        thread = threading.Thread(target=run, name=f"{self._name}-{what}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def fail(self, error: FtxError) -> None:
+        """Report a failure; the one nearest to the cause is kept."""
+        with self._changed:
+            if self._ended:
+                return
+            if self._cause is None:
+                self._since = time.monotonic()
+            if self._cause is None or error.rank < self._cause.rank:
+                self._cause = error
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """The work is done: what breaks from now on is no failure."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until the work is done; False after ``timeout_s``.
+
+        Raises:
+            FtxError: the cause, once it is certain.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            while True:
+                now = time.monotonic()
+                until = deadline
+                if self._cause is not None:
+                    certain = self._since + (SETTLE_S if self._cause.rank >= EVIDENCE_RANK else 0)
+                    if now >= certain:
+                        raise self._cause
+                    until = min(until, certain)
+                elif self._ended:
+                    return True
+                if now >= deadline:
+                    return False
+                self._changed.wait(until - now)
+
+    @property
+    def failed(self) -> bool:
+        with self._changed:
+            return self._cause is not None
+
+    @property
+    def stopped(self) -> bool:
+        """The crew is leaving: loops end."""
+        return self._stopped
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:  # fmt: skip
+        self._stopped = True
+        self._on_stop()
+        deadline = time.monotonic() + self._leave_s
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - time.monotonic()))

@@ -1,0 +1,147 @@
+"""What a run tells the program that started it: one frozen dataclass for each JSON event of ``cli.md``.
+
+Sizes are bytes, times seconds. Paths are bytes as the sender's file system has them.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something worth telling. ``type`` is the JSON event's type."""
+
+    type: ClassVar[str] = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """The event as the JSON object of ``cli.md``, with the time of this call."""
+        result: dict[str, Any] = {"type": self.type, "time": time.time()}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bytes):
+                result[field.name] = value.decode("utf-8", "replace")
+                try:
+                    value.decode("utf-8")
+                except UnicodeDecodeError:
+                    result[field.name + "_b64"] = base64.b64encode(value).decode()
+            else:
+                result[field.name] = value
+        return result
+
+
+OnEvent = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Start(Event):
+    """First of all. ``role`` is ``"send"`` or ``"receive"``."""
+
+    type: ClassVar[str] = "start"
+    version: str
+    protocol: int
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listening(Event):
+    """The receiver is ready for senders. ``addresses`` are (host, port) pairs."""
+
+    type: ClassVar[str] = "listening"
+    addresses: tuple[tuple[str, int], ...]
+    dir: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionUp(Event):
+    """A session stands. ``peer`` is an address; ``session`` is hexadecimal."""
+
+    type: ClassVar[str] = "session"
+    session: str
+    peer: str
+    encrypted: bool
+    lanes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress(Event):
+    """About once a second. Totals are None until they are known."""
+
+    type: ClassVar[str] = "progress"
+    bytes_total: int | None
+    bytes_done: int
+    bytes_sent: int
+    bytes_reused: int
+    files_total: int | None
+    files_done: int
+
+
+@dataclass(frozen=True, slots=True)
+class EntryEnded(Event):
+    """An entry ended; ``state`` is ``"done"``, ``"skipped"`` or ``"failed"``, ``code`` an exit code."""
+
+    type: ClassVar[str] = "entry"
+    path: bytes
+    state: str
+    size: int
+    sent: int
+    reused: int
+    digest: str | None
+    code: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Warn(Event):
+    """Something that a person should know and that does not fail the run."""
+
+    type: ClassVar[str] = "warning"
+    message: str
+    path: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retry(Event):
+    """The link broke; the sender tries again after ``wait_s``."""
+
+    type: ClassVar[str] = "retry"
+    reason: str
+    wait_s: float
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEnd(Event):
+    """Receiver: a session is over. ``bytes_received`` counts payload, damaged chunks too."""
+
+    type: ClassVar[str] = "session_end"
+    session: str
+    peer: str
+    code: int
+    message: str
+    bytes_received: int
+    bytes_reused: int
+    files: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished(Event):
+    """Last of all. ``files`` ended well, of which ``skipped`` needed nothing; ``code`` is the exit code."""
+
+    type: ClassVar[str] = "finished"
+    code: int
+    message: str
+    files: int
+    failed: int
+    skipped: int
+    bytes_total: int
+    bytes_sent: int
+    bytes_reused: int
+    seconds: float

@@ -1,0 +1,527 @@
+"""What a receiver knows of each entry. Twin of ``plan``.
+
+Pure: messages and results go in, actions come out; one lock, no I/O, no thread, no clock. The shells
+(reading, looking, committing threads) carry the actions out and report back.
+
+Rules kept here:
+
+* G1, G4: an entry is given to commit only when every chunk of it was verified on arrival or re-hashed, and
+  the root digest over them is the sender's.
+* G6, G12: ids rise and are never reused; a late frame for an ended entry is dropped, one for an entry that
+  was never offered or a chunk that was never asked for is an error.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ftx.errors import IntegrityError, ProtocolError, TooLarge, Unsupported
+from ftx.protocol import messages as m
+from ftx.protocol.manifest import MAX_FILE_SIZE, ChunkDigests, DigestName, Entry, Grid
+from ftx.protocol.messages import Type
+from ftx.protocol.ranges import RangeSet
+from ftx.protocol.session import State, next_state
+
+#: Chunks that one ASK_DIGESTS asks for when they must be hashed for it, and how many such asks are open.
+COMPARE_STEP = 64
+COMPARES_OPEN = 4
+
+# --- Actions: what the shell is to do ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """Send this message."""
+
+    message: m.Message
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """See what is on the disk for this entry and answer with ``Ledger.looked``."""
+
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Rehash:
+    """Read these held chunks from the disk, report each with ``Ledger.rehashed``. Not urgent."""
+
+    entry: int
+    ranges: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """Read the held chunks from ``first`` on, compare with these digests, report with ``Ledger.compared``."""
+
+    entry: int
+    digest: DigestName
+    first: int
+    digests: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Publish the entry, report with ``Ledger.committed``, ``Ledger.lost`` or ``Ledger.fail``."""
+
+    entry: int
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The entry ended otherwise: let go of its partial and keep it."""
+
+    entry: int
+
+
+Action = Say | Look | Rehash | Compare | Commit | Release
+
+
+# --- Verdicts: what a look found -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Nothing is to be done for the entry."""
+
+    reason: m.SkipReason
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """The entry cannot be taken."""
+
+    code: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """A partial is ready.
+
+    Attributes:
+        held: chunks that the journal lists for this very source.
+        doubted: chunks that it lists for another version of the source: compared before they count.
+        digests: of the chunks that this process has verified already, in an earlier session.
+    """
+
+    held: RangeSet
+    doubted: RangeSet
+    digests: ChunkDigests
+
+
+Verdict = Leave | Reject | Take
+
+
+@dataclass(slots=True)
+class Receiving:
+    """What the ledger knows of one entry. Shells read ``entry`` and ``grid``; all else is the ledger's."""
+
+    entry: Entry
+    grid: Grid
+    state: State = State.OFFERED
+    missing: RangeSet = field(default_factory=RangeSet)
+    unread: RangeSet = field(default_factory=RangeSet)
+    doubted: RangeSet = field(default_factory=RangeSet)
+    to_ask: RangeSet = field(default_factory=RangeSet)
+    comparing: int = 0
+    asked: dict[int, tuple[int, bool]] = field(default_factory=dict)
+    held: RangeSet = field(default_factory=RangeSet)
+    digests: ChunkDigests | None = None
+    writing: int = 0
+    root: bytes | None = None
+    repairs: dict[int, int] = field(default_factory=dict)
+    committing: bool = False
+    cancelled: m.Cancel | None = None
+    disagreed: bool = False
+    received: int = 0
+
+
+class Ledger:
+    """The receiver's half of one session.
+
+    Args:
+        digest: of chunks and roots in this session.
+        window: entries that the sender may have outstanding.
+    """
+
+    def __init__(self, digest: DigestName, window: int) -> None:
+        self._lock = threading.Lock()
+        self._digest = digest
+        self._window = max(window, m.INITIAL_WINDOW)
+        self._live: dict[int, Receiving] = {}
+        self._highest = 0
+        self.done = self.skipped = self.failed = 0
+        self.bytes_received = self.bytes_held = self.bytes_offered = 0
+        self.entries_offered = 0
+
+    # --- what the sender says ---
+
+    def receive(self, message: m.Message) -> list[Action]:
+        """Take in a message of the sender, except DATA and ZEROS, which come with bytes to write.
+
+        Raises:
+            ProtocolError: it breaks a rule.
+        """
+        with self._lock:
+            match message:
+                case m.Folder():
+                    return self._folder(message)
+                case m.Finish():
+                    return self._finish(message)
+                case m.Digests():
+                    return self._digests(message)
+                case m.Cancel():
+                    return self._cancel(message)
+                case m.Bye():
+                    return self._bye(message)
+                case m.FolderEnd() | m.Ping():
+                    return []
+                case _:
+                    raise ProtocolError(f"{type(message).__name__} is not for a receiver")
+
+    def _folder(self, message: m.Folder) -> list[Action]:
+        if message.first <= self._highest:
+            raise ProtocolError(f"entry id {message.first} was used before")
+        if message.first + len(message.entries) > 2**64:
+            raise ProtocolError(f"entry ids from {message.first} on do not fit into their field")
+        if len(self._live) + len(message.entries) > self._window:
+            raise ProtocolError(f"more than {self._window} entries outstanding")
+        actions: list[Action] = []
+        for entry_id, offered in enumerate(message.entries, message.first):
+            path = message.path + b"/" + offered.name if message.path else offered.name
+            self._highest = entry_id
+            entry = Entry(
+                entry_id, offered.kind, path, offered.size, offered.allocated, offered.mode,
+                offered.mtime_ns, offered.tag, offered.target,
+            )  # fmt: skip
+            too_large = offered.size > MAX_FILE_SIZE
+            self._live[entry_id] = Receiving(entry, Grid.of(0 if too_large else offered.size))
+            self.entries_offered += 1
+            if too_large:
+                text = f"larger than {MAX_FILE_SIZE >> 40} TiB"
+                actions += self._refuse(self._live[entry_id], TooLarge.wire, text)
+                continue
+            self.bytes_offered += offered.size
+            if any(tlv.type & m.CRITICAL_TLV for tlv in offered.tlvs):
+                text = "the entry needs a capability that this receiver does not have"
+                actions += self._refuse(self._live[entry_id], Unsupported.wire, text)
+            else:
+                actions.append(Look(entry))
+        return actions
+
+    def _step(self, entry_id: int, type_: Type) -> Receiving | None:
+        """Move an entry's state on; None if it has ended: a late frame, dropped (G12)."""
+        if not 0 < entry_id <= self._highest:
+            raise ProtocolError(f"{type_.name} for entry {entry_id}, which was never offered")
+        receiving = self._live.get(entry_id)
+        if receiving is not None:
+            receiving.state = next_state(entry_id, receiving.state, type_)
+        return receiving
+
+    def _finish(self, message: m.Finish) -> list[Action]:
+        receiving = self._step(message.entry, Type.FINISH)
+        if receiving is None:
+            return []
+        if len(message.root) != self._digest.size:
+            raise ProtocolError(f"a root digest of {len(message.root)} bytes")
+        if receiving.root not in (None, message.root):
+            raise ProtocolError(f"another root digest for entry {message.entry}")
+        receiving.root = message.root
+        return self._complete(receiving)
+
+    def _cancel(self, message: m.Cancel) -> list[Action]:
+        receiving = self._step(message.entry, Type.CANCEL)
+        if receiving is None:
+            return []  # the answer that ends it is on its way already
+        if receiving.committing:
+            receiving.cancelled = message
+            return []  # the answer comes from the commit
+        return self._refuse(receiving, message.code, message.message)
+
+    def _bye(self, message: m.Bye) -> list[Action]:
+        if self._live:
+            raise ProtocolError(f"BYE while {len(self._live)} entries are open")
+        if (message.done, message.skipped, message.failed) != (self.done, self.skipped, self.failed):
+            raise ProtocolError("the two sides count differently at the end")
+        return [Say(message)]
+
+    # --- chunks ---
+
+    def begin(self, data: m.Data) -> Receiving | None:
+        """A chunk is about to be read from a lane; where it belongs, None if it is late and to be dropped.
+
+        The chunk is the caller's until it reports ``written`` or ``damaged``.
+
+        Raises:
+            ProtocolError: it was never offered or asked for, or has the wrong length.
+        """
+        with self._lock:
+            receiving = self._step(data.entry, Type.DATA)
+            if receiving is None:
+                return None
+            if data.index not in receiving.missing:
+                raise ProtocolError(f"chunk {data.index} of entry {data.entry} was not asked for")
+            if data.length != receiving.grid.length(data.index):
+                raise ProtocolError(f"chunk {data.index} of entry {data.entry} has {data.length} bytes")
+            receiving.missing.discard(data.index, data.index + 1)
+            receiving.writing += 1
+            return receiving
+
+    def written(self, receiving: Receiving, index: int, digest: bytes) -> list[Action]:
+        """The chunk was verified and written."""
+        with self._lock:
+            receiving.writing -= 1
+            length = receiving.grid.length(index)
+            receiving.received += length
+            self.bytes_received += length
+            assert receiving.digests is not None
+            receiving.digests.set(index, digest)
+            receiving.held.discard(index, index + 1)
+            return self._complete(receiving)
+
+    def damaged(self, receiving: Receiving, index: int) -> list[Action]:
+        """The chunk's payload did not have its digest: it is asked for again (G4)."""
+        with self._lock:
+            receiving.writing -= 1
+            self.bytes_received += receiving.grid.length(index)
+            return self._repair(receiving, [(index, index + 1)])
+
+    def zeros(self, message: m.Zeros) -> tuple[Receiving, list[tuple[int, int]]] | None:
+        """Where zeros belong; None if the entry has ended. The caller reports ``zeroed``."""
+        with self._lock:
+            receiving = self._step(message.entry, Type.ZEROS)
+            if receiving is None:
+                return None
+            ranges = [(item.first, item.first + item.count) for item in message.ranges]
+            for start, stop in ranges:
+                if start >= stop or not receiving.missing.covers(start, stop):
+                    raise ProtocolError(f"zeros for chunks {start} to {stop}, which were not asked for")
+                receiving.missing.discard(start, stop)
+            receiving.writing += 1
+            return receiving, ranges
+
+    def zeroed(self, receiving: Receiving, ranges: list[tuple[int, int]]) -> list[Action]:
+        """The zeros are in place."""
+        with self._lock:
+            receiving.writing -= 1
+            assert receiving.digests is not None
+            for start, stop in ranges:
+                receiving.digests.set_zeros(start, stop)
+                receiving.held.discard(start, stop)
+            return self._complete(receiving)
+
+    # --- what the shells found ---
+
+    def looked(self, entry_id: int, verdict: Verdict) -> list[Action]:
+        """Answer an offer by what a look found."""
+        with self._lock:
+            receiving = self._live.get(entry_id)
+            if receiving is None:
+                return [Release(entry_id)]  # cancelled meanwhile
+            match verdict:
+                case Leave():
+                    receiving.state = next_state(entry_id, receiving.state, Type.SKIP)
+                    del self._live[entry_id]
+                    self.skipped += 1
+                    return [Say(m.Skip((m.SkipItem(entry_id, verdict.reason),)))]
+                case Reject():
+                    return self._refuse(receiving, verdict.code, verdict.message)
+                case Take():
+                    return self._take(receiving, verdict)
+
+    def _take(self, receiving: Receiving, found: Take) -> list[Action]:
+        receiving.state = next_state(receiving.entry.id, receiving.state, Type.WANT)
+        receiving.digests = found.digests
+        receiving.doubted = found.doubted.copy()
+        receiving.to_ask = found.doubted.copy()
+        receiving.held = found.held.copy()
+        receiving.unread = found.held.copy()
+        receiving.unread.difference_update(found.digests.known)
+        held = receiving.grid.bytes_in(found.held)
+        self.bytes_held += held
+        missing = found.held.copy()
+        missing.update(found.doubted)
+        # G3: the answer does not wait for anything that is held to be read.
+        actions = self._ask_for(receiving, missing.complement(receiving.grid.count), held)
+        if receiving.unread:
+            actions.append(Rehash(receiving.entry.id, tuple(receiving.unread)))
+        return actions + self._ask_digests(receiving)
+
+    def rehashed(self, entry_id: int, index: int, digest: bytes | None) -> list[Action]:
+        """A held chunk was read from the disk; None if it could not be read, so it is not held after all."""
+        with self._lock:
+            receiving = self._live.get(entry_id)
+            if receiving is None or index not in receiving.unread:
+                return []
+            receiving.unread.discard(index, index + 1)
+            if digest is None:
+                return self._repair(receiving, [(index, index + 1)])
+            assert receiving.digests is not None
+            receiving.digests.set(index, digest)
+            return self._complete(receiving)
+
+    def compared(self, entry_id: int, found: Sequence[tuple[int, bytes | None]]) -> list[Action]:
+        """Doubted chunks were compared: (index, its session digest where it is the sender's chunk, else None)."""
+        with self._lock:
+            receiving = self._live.get(entry_id)
+            if receiving is None:
+                return []
+            receiving.comparing -= 1
+            differing = RangeSet()
+            assert receiving.digests is not None
+            for index, digest in found:
+                receiving.doubted.discard(index, index + 1)
+                if digest is None:
+                    differing.add(index, index + 1)
+                else:
+                    receiving.digests.set(index, digest)
+                    receiving.held.add(index, index + 1)
+                    self.bytes_held += receiving.grid.length(index)
+            actions = self._ask_for(receiving, differing, 0) if differing else []
+            return actions + self._ask_digests(receiving) + self._complete(receiving)
+
+    def lost(self, entry_id: int, ranges: RangeSet) -> list[Action]:
+        """What was written did not reach the disk (a failed sync): it is wanted again."""
+        with self._lock:
+            receiving = self._live.get(entry_id)
+            if receiving is None:
+                return []
+            receiving.committing = False
+            if receiving.cancelled:
+                return self._refuse(receiving, receiving.cancelled.code, receiving.cancelled.message)
+            return self._repair(receiving, ranges)
+
+    def committed(self, entry_id: int, *, durable: bool) -> list[Action]:
+        """The entry is published; its receipt may go (G5)."""
+        with self._lock:
+            receiving = self._live.pop(entry_id)
+            assert receiving.root is not None
+            self.done += 1
+            flags = m.ReceiptFlags.DURABLE if durable else 0
+            return [Say(m.Receipt((m.ReceiptItem(entry_id, flags, receiving.root),)))]
+
+    def fail(self, entry_id: int, code: int, message: str) -> list[Action]:
+        """The entry cannot be taken any further; its partial is kept."""
+        with self._lock:
+            receiving = self._live.get(entry_id)
+            return self._refuse(receiving, code, message) if receiving else []
+
+    def get(self, entry_id: int) -> Receiving | None:
+        """A live entry; None when it has ended."""
+        with self._lock:
+            return self._live.get(entry_id)
+
+    # --- the one mechanism: what is missing, in doubt, agreed ---
+
+    def _complete(self, receiving: Receiving) -> list[Action]:
+        """Commit, if all is there and agreed; compare, if all is there and not agreed (G1, G4)."""
+        waiting = receiving.missing or receiving.writing or receiving.unread or receiving.doubted
+        if waiting or receiving.asked or receiving.root is None or receiving.committing:
+            return []
+        if receiving.entry.id not in self._live:
+            return []
+        digests = receiving.digests
+        if digests is None or not digests.complete:
+            return []
+        if digests.root() == receiving.root:
+            receiving.committing = True
+            return [Commit(receiving.entry.id)]
+        # What was held before this session is the suspect; if nothing was, everything is. Once all of that
+        # agreed chunk by chunk and the root still differs, the sender contradicts itself.
+        if receiving.disagreed or not receiving.grid.count:
+            return self._refuse(receiving, IntegrityError.wire, "chunks agree and root digests differ")
+        receiving.disagreed = True
+        receiving.to_ask = receiving.held.copy() or RangeSet([(0, receiving.grid.count)])
+        return self._ask_digests(receiving)
+
+    def _ask_digests(self, receiving: Receiving) -> list[Action]:
+        """Ask for digests of what is in doubt: a few asks ahead where each means hashing on both sides."""
+        actions: list[Action] = []
+        for_doubt = bool(receiving.doubted)
+        most = COMPARE_STEP if for_doubt else m.MAX_ASKED
+        while receiving.to_ask and len(receiving.asked) + receiving.comparing < COMPARES_OPEN:
+            start, stop = receiving.to_ask.pop_first(most)
+            receiving.asked[start] = (stop, for_doubt)
+            # XXH3 finds accidents; that a chunk of another version need not be sent takes SHA-256.
+            name = DigestName.SHA_256 if for_doubt else self._digest
+            actions.append(Say(m.AskDigests(receiving.entry.id, name, start, stop - start)))
+        return actions
+
+    def _digests(self, message: m.Digests) -> list[Action]:
+        receiving = self._step(message.entry, Type.DIGESTS)
+        if receiving is None:
+            return []
+        start = message.first
+        if start not in receiving.asked:
+            raise ProtocolError(f"DIGESTS for entry {message.entry} that were not asked for")
+        stop, for_doubt = receiving.asked[start]
+        name = DigestName.SHA_256 if for_doubt else self._digest
+        count, rest = divmod(len(message.digests), name.size)
+        end = start + count
+        if message.digest is not name or rest or not start < end <= stop:
+            raise ProtocolError(f"DIGESTS for entry {message.entry} do not fit what was asked")
+        del receiving.asked[start]
+        if end < stop:
+            receiving.asked[end] = (stop, for_doubt)
+        if for_doubt:
+            receiving.comparing += 1
+            return [Compare(message.entry, name, start, message.digests), *self._ask_digests(receiving)]
+        assert receiving.digests is not None
+        differing = RangeSet()
+        for at, index in enumerate(range(start, end)):
+            theirs = message.digests[at * name.size : (at + 1) * name.size]
+            if receiving.digests.get(index) != theirs:
+                differing.add(index, index + 1)
+        actions: list[Action] = []
+        if differing:
+            receiving.disagreed = False
+            actions = self._repair(receiving, differing)
+            if receiving.entry.id not in self._live:
+                return actions
+        return actions + self._ask_digests(receiving) + self._complete(receiving)
+
+    def _repair(self, receiving: Receiving, ranges: RangeSet | list[tuple[int, int]]) -> list[Action]:
+        """Ask for chunks again; a chunk that was repaired too often fails the entry."""
+        if receiving.entry.id not in self._live:
+            return []
+        again = RangeSet(ranges)
+        again.difference_update(receiving.missing)  # asked for already, and not here yet
+        if not again:
+            return self._complete(receiving)
+        for start, stop in again:
+            for index in range(start, stop):
+                receiving.repairs[index] = receiving.repairs.get(index, 0) + 1
+                if receiving.repairs[index] > m.MAX_REPAIRS:
+                    text = f"chunk {index} was still wrong after it was sent again {m.MAX_REPAIRS} times"
+                    return self._refuse(receiving, IntegrityError.wire, text)
+            assert receiving.digests is not None
+            receiving.digests.forget(start, stop)
+            self.bytes_held -= receiving.grid.bytes_in(RangeSet(receiving.held.overlap(start, stop)))
+            receiving.held.discard(start, stop)
+            receiving.unread.discard(start, stop)
+        return self._ask_for(receiving, again, 0)
+
+    def _ask_for(self, receiving: Receiving, chunks: RangeSet, held: int) -> list[Action]:
+        """WANT these chunks, in as many messages as their limit asks for, one at least."""
+        receiving.missing.update(chunks)
+        receiving.state = next_state(receiving.entry.id, receiving.state, Type.WANT)
+        ranges = [m.Range(start, stop - start) for start, stop in chunks]
+        return [
+            Say(m.Want(receiving.entry.id, held if at == 0 else 0, tuple(ranges[at : at + m.MAX_RANGES])))
+            for at in range(0, max(1, len(ranges)), m.MAX_RANGES)
+        ]
+
+    def _refuse(self, receiving: Receiving, code: int, message: str) -> list[Action]:
+        entry_id = receiving.entry.id
+        receiving.state = next_state(entry_id, receiving.state, Type.REFUSE)
+        del self._live[entry_id]
+        if code == m.WITHDRAWN:
+            self.entries_offered -= 1
+            self.bytes_offered -= receiving.entry.size
+        else:
+            self.failed += 1
+        return [Say(m.Refuse((m.RefuseItem(entry_id, code, message),))), Release(entry_id)]

@@ -1,0 +1,514 @@
+"""What a sender has to send next. Twin of ``ledger``.
+
+Pure: messages and results go in, jobs come out; one lock, no I/O, no thread, no clock. Any lane's writer
+takes the next job from the one plan and carries it out outside the lock.
+
+Rules kept here:
+
+* G3: chunks that the receiver misses come before everything else; digests it asked for come next; what it
+  holds already is read (for the root digest) only when there is nothing to send.
+* G10: a chunk that reads differently the second time means that the source changed.
+* FINISH is given only when every chunk has been read by this process.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import assert_never
+
+from ftx.errors import ProtocolError, SourceChanged
+from ftx.protocol import messages as m
+from ftx.protocol.manifest import ChunkDigests, DigestName, Entry, Grid, Pin
+from ftx.protocol.messages import Type
+from ftx.protocol.ranges import RangeSet
+from ftx.protocol.session import State, next_state
+
+#: Chunks hashed for one DIGESTS message: a step is bounded, so PING is never late behind it.
+DIGESTS_STEP = 16
+
+
+# --- Jobs: what a writer is to do next -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """Send this message."""
+
+    message: m.Message
+
+
+@dataclass(frozen=True, slots=True)
+class SendChunk:
+    """Read the chunk, report it with ``Plan.chunk_read``, send it as DATA."""
+
+    entry: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class HashChunk:
+    """Read the chunk and report it with ``Plan.chunk_read``: the receiver holds it already."""
+
+    entry: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerDigests:
+    """Read chunks ``[first, stop)``, send their digests."""
+
+    entry: int
+    digest: DigestName
+    first: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckSource:
+    """Everything was read: look whether the source is still what was offered, then call ``Plan.checked``."""
+
+    entry: int
+
+
+Job = Say | SendChunk | HashChunk | AnswerDigests | CheckSource
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an entry ended. ``code`` is a wire code, 0 unless it failed."""
+
+    entry: Entry
+    state: str  # "done", "skipped" or "failed", the words of the JSON event; or "withdrawn"
+    code: int = 0
+    message: str = ""
+    root: bytes = b""
+    durable: bool = False
+    sent: int = 0
+    reused: int = 0
+
+
+class _Need(Enum):
+    """What an entry needs next, the most urgent first (G3)."""
+
+    SEND = "send"
+    ANSWER = "answer"
+    HASH = "hash"
+    CHECK = "check"
+
+
+@dataclass(slots=True)
+class _Sending:
+    """What the plan knows of one entry."""
+
+    entry: Entry
+    grid: Grid
+    digests: ChunkDigests
+    holes: RangeSet
+    state: State = State.OFFERED
+    wanted: RangeSet = field(default_factory=RangeSet)
+    unread: RangeSet = field(default_factory=RangeSet)
+    asks: deque[AnswerDigests] = field(default_factory=deque)
+    repairs: dict[int, int] = field(default_factory=dict)
+    sent_once: RangeSet = field(default_factory=RangeSet)
+    working: int = 0
+    checking: bool = False
+    withdrawn: bool = False
+    reread: bool = False
+    filed: _Need | None = None
+    sent: int = 0
+    held: int = 0
+
+    def need(self) -> _Need | None:
+        """The most urgent thing to do for this entry; None when it waits for the receiver or for a job."""
+        if self.wanted:
+            return _Need.SEND
+        if self.asks:
+            # One lane at a time, so that the answers to one ask keep their order.
+            return None if self.working else _Need.ANSWER
+        if self.state is not State.WANTED:
+            return None
+        if self.unread:
+            return _Need.HASH
+        ready = not self.working and not self.checking and self.digests.complete
+        return _Need.CHECK if ready else None
+
+
+class Plan:
+    """The sender's half of one session.
+
+    Args:
+        digest: of chunks and roots in this session.
+    """
+
+    def __init__(self, digest: DigestName) -> None:
+        self._lock = threading.Lock()
+        self._digest = digest
+        self._say: deque[m.Message] = deque()
+        self._live: dict[int, _Sending] = {}
+        self._ready: dict[_Need, dict[int, _Sending]] = {need: {} for need in _Need}
+        self._next_id = 1
+        self._window = m.INITIAL_WINDOW
+        self._scanned = False
+        self._paused: m.Pause | None = None
+        self._owed = 0  # entries that were withdrawn and not offered anew yet
+        self._said_bye = False
+        self._bye: m.Bye | None = None
+        self.done = self.skipped = self.failed = 0
+        self.bytes_sent = self.bytes_held = self.bytes_zeros = 0
+
+    # --- what the shell puts in ---
+
+    def opened(self, window: int) -> None:
+        with self._lock:
+            self._window = window
+
+    def room(self) -> int:
+        """How many more entries may be offered now."""
+        with self._lock:
+            return self._window - len(self._live)
+
+    def offer(self, folder: bytes, items: Sequence[tuple[m.Offered, RangeSet, ChunkDigests]]) -> list[int]:
+        """Offer entries of one folder, ``room()`` at most; their ids.
+
+        Each comes with the chunks that lie wholly in holes of the source, and with the digests this process
+        knows already (a source that was read in an earlier session of this run is not read again).
+        """
+        with self._lock:
+            first = self._next_id
+            self._next_id += len(items)
+            for entry_id, (offered, holes, digests) in enumerate(items, first):
+                path = folder + b"/" + offered.name if folder else offered.name
+                entry = Entry(
+                    entry_id, offered.kind, path, offered.size, offered.allocated, offered.mode,
+                    offered.mtime_ns, offered.tag, offered.target,
+                )  # fmt: skip
+                digests.set_ranges_zero(holes)
+                sending = _Sending(entry, Grid.of(offered.size), digests, holes)
+                sending.unread = digests.known.complement(sending.grid.count)
+                self._live[entry_id] = sending
+            self._say.append(m.Folder(folder, first, tuple(offered for offered, _, _ in items)))
+            return list(range(first, self._next_id))
+
+    def folder_end(self, message: m.FolderEnd) -> None:
+        self.say(message)
+
+    def say(self, message: m.Message) -> None:
+        """Send this on the control lane, behind what waits there: the other lanes carry DATA and nothing else."""
+        with self._lock:
+            self._say.append(message)
+
+    def scan_done(self) -> None:
+        """No more offers come, unless a source changes."""
+        with self._lock:
+            self._scanned = True
+
+    def offered_again(self) -> None:
+        """A withdrawn entry was offered anew, or could not be: the session does not wait for it any more."""
+        with self._lock:
+            self._owed -= 1
+
+    def chunk_read(self, entry_id: int, index: int, digest: bytes) -> None:
+        """A chunk was read from the source.
+
+        Raises:
+            SourceChanged: it had another digest before (G10).
+        """
+        with self._lock:
+            sending = self._live.get(entry_id)
+            if sending is None:
+                return
+            before = sending.digests.get(index)
+            if before is not None and before != digest:
+                raise SourceChanged("it changed while it was being read")
+            sending.digests.set(index, digest)
+            sending.unread.discard(index, index + 1)
+            self._file(sending)
+
+    def chunk_sent(self, entry_id: int, index: int, *, zeros: bool = False) -> None:
+        """A SendChunk job is over: the chunk is on its way (as ZEROS, it cost no payload)."""
+        with self._lock:
+            sending = self._live.get(entry_id)
+            if sending is None:
+                return
+            sending.working -= 1
+            sending.sent_once.add(index, index + 1)
+            length = sending.grid.length(index)
+            if zeros:
+                self.bytes_zeros += length
+            else:
+                sending.sent += length
+                self.bytes_sent += length
+            self._file(sending)
+
+    def job_over(self, entry_id: int) -> None:
+        """A HashChunk or AnswerDigests job is over."""
+        with self._lock:
+            if sending := self._live.get(entry_id):
+                sending.working -= 1
+                self._file(sending)
+
+    def checked(self, entry_id: int, pin: Pin) -> bool:
+        """What the look at the source found (answers CheckSource).
+
+        Returns:
+            False if the entry must be given up as changed: the caller cancels it and offers it anew.
+        """
+        with self._lock:
+            sending = self._live.get(entry_id)
+            if sending is None or sending.state is State.CANCELLED:
+                return True
+            sending.checking = False
+            if pin is Pin.REREAD and not sending.reread:
+                # A log that is written to would never hold still. What was offered is its first `size`
+                # bytes: they are read a second time, and if they are as before they are what it was at one
+                # moment (G10: between the end of the first reading and the beginning of the second). The same
+                # goes for a source whose times were too young to show a change.
+                sending.reread = True
+                sending.unread = RangeSet([(0, sending.grid.count)])
+                self._file(sending)
+                return True
+            if pin is Pin.CHANGED:
+                return False
+            sending.state = next_state(entry_id, sending.state, Type.FINISH)
+            self._say.append(m.Finish(entry_id, sending.digests.root()))
+            self._file(sending)
+            return True
+
+    def cancel(self, entry_id: int, code: int, message: str) -> None:
+        """Give up an entry because of its source. The receiver's answer ends it; code ``WITHDRAWN`` is no failure."""
+        with self._lock:
+            sending = self._live.get(entry_id)
+            if sending is None or sending.state is State.CANCELLED:
+                return
+            sending.state = next_state(entry_id, sending.state, Type.CANCEL)
+            sending.withdrawn = code == m.WITHDRAWN
+            sending.wanted = RangeSet()
+            sending.asks.clear()
+            self._say.append(m.Cancel(entry_id, code, message))
+            self._file(sending)
+
+    # --- what the peer says ---
+
+    def receive(self, message: m.Message) -> list[Outcome]:
+        """Take in a message of the receiver; the entries that ended by it.
+
+        Raises:
+            ProtocolError: it breaks a rule.
+        """
+        with self._lock:
+            match message:
+                case m.Want():
+                    self._want(message)
+                case m.AskDigests():
+                    self._ask(message)
+                case m.Skip():
+                    ended = []
+                    for skip in message.items:
+                        if sending := self._step(skip.entry, Type.SKIP):
+                            self.skipped += 1
+                            same = skip.reason is m.SkipReason.SAME
+                            if same:
+                                sending.held = sending.grid.size
+                                self.bytes_held += sending.held
+                            text = "" if same else "a different file is there and is kept"
+                            ended.append(self._end(sending, "skipped", message=text))
+                    return ended
+                case m.Refuse():
+                    ended = []
+                    for refusal in message.items:
+                        if sending := self._step(refusal.entry, Type.REFUSE):
+                            withdrawn = refusal.code == m.WITHDRAWN
+                            if withdrawn and not sending.withdrawn:
+                                raise ProtocolError(f"entry {refusal.entry} was refused as withdrawn and was not")
+                            self.failed += not withdrawn
+                            self._owed += withdrawn
+                            word = "withdrawn" if withdrawn else "failed"
+                            ended.append(self._end(sending, word, code=refusal.code, message=refusal.message))
+                    return ended
+                case m.Receipt():
+                    return [outcome for item in message.items if (outcome := self._receipt(item))]
+                case m.Pause():
+                    self._paused = message
+                case m.Resume():
+                    self._paused = None
+                case m.Bye():
+                    if (message.done, message.skipped, message.failed) != (self.done, self.skipped, self.failed):
+                        raise ProtocolError("the two sides count differently at the end")
+                    if not self._said_bye:
+                        raise ProtocolError("BYE from the receiver before ours")
+                    self._bye = message
+                case m.Ping() | m.Busy():
+                    pass
+                case _:
+                    raise ProtocolError(f"{type(message).__name__} is not for a sender")
+            return []
+
+    def _step(self, entry_id: int, type_: Type) -> _Sending | None:
+        """Move an entry's state on; None if it has ended (the message is late and dropped)."""
+        if not 0 < entry_id < self._next_id:
+            raise ProtocolError(f"{type_.name} for entry {entry_id}, which was never offered")
+        sending = self._live.get(entry_id)
+        if sending is not None:
+            sending.state = next_state(entry_id, sending.state, type_)
+        return sending
+
+    def _want(self, message: m.Want) -> None:
+        first_answer = (live := self._live.get(message.entry)) is not None and live.state is State.OFFERED
+        sending = self._step(message.entry, Type.WANT)
+        if sending is None or sending.state is State.CANCELLED:
+            return
+        if first_answer:
+            sending.held = min(message.held, sending.grid.size)
+            self.bytes_held += sending.held
+        for item in message.ranges:
+            stop = item.first + item.count
+            if stop > sending.grid.count or item.count == 0:
+                raise ProtocolError(f"WANT for chunks {item.first} to {stop} of {sending.grid.count}")
+            for index in sending.sent_once.each(item.first, stop):
+                sending.repairs[index] = sending.repairs.get(index, 0) + 1
+                if sending.repairs[index] > m.MAX_REPAIRS:
+                    raise ProtocolError(f"chunk {index} of entry {message.entry} is wanted again and again")
+            sending.wanted.add(item.first, stop)
+        self._file(sending)
+
+    def _ask(self, message: m.AskDigests) -> None:
+        sending = self._step(message.entry, Type.ASK_DIGESTS)
+        if sending is None or sending.state is State.CANCELLED:
+            return
+        stop = message.first + message.count
+        if stop > sending.grid.count or not 0 < message.count <= m.MAX_ASKED:
+            raise ProtocolError(f"ASK_DIGESTS for chunks {message.first} to {stop} of {sending.grid.count}")
+        if len(sending.asks) >= m.MAX_ASKS:
+            raise ProtocolError("too many ASK_DIGESTS unanswered")
+        sending.asks.append(AnswerDigests(message.entry, message.digest, message.first, stop))
+        self._file(sending)
+
+    def _receipt(self, item: m.ReceiptItem) -> Outcome | None:
+        sending = self._step(item.entry, Type.RECEIPT)
+        if sending is None:
+            return None
+        if item.root != sending.digests.root():
+            raise ProtocolError(f"a receipt for entry {item.entry} with another root digest")
+        self.done += 1
+        outcome = self._end(sending, "done", root=item.root)
+        return replace(outcome, durable=bool(item.flags & m.ReceiptFlags.DURABLE))
+
+    def _end(self, sending: _Sending, state: str, *, code: int = 0, message: str = "",
+             root: bytes = b"") -> Outcome:  # fmt: skip
+        del self._live[sending.entry.id]
+        if sending.filed is not None:
+            del self._ready[sending.filed][sending.entry.id]
+        if state == "done":
+            # Doubted chunks that turned out to be the same are known only now.
+            reused = sending.grid.size - sending.grid.bytes_in(sending.sent_once)
+            self.bytes_held += reused - sending.held
+            sending.held = reused
+        return Outcome(sending.entry, state, code, message, root, sent=sending.sent, reused=sending.held)
+
+    # --- what the shell takes out ---
+
+    def next(self, *, control: bool, bulk: bool) -> Job | None:
+        """The next job for a lane's writer; None when there is nothing to do now.
+
+        What a lane without control finds to say waits for the control lane's writer, who may have to be woken.
+
+        Args:
+            control: this lane carries control frames (lane 1).
+            bulk: this lane carries chunks.
+        """
+        with self._lock:
+            if control and self._say:
+                return Say(self._say.popleft())
+            while bulk and (found := self._first_ready()):
+                sending, need = found
+                job = self._job(sending, need)
+                self._file(sending)
+                if control or not isinstance(job, Say):
+                    return job
+                self._say.append(job.message)
+            if control and self._scanned and not self._live and not self._owed and not self._said_bye:
+                self._said_bye = True
+                return Say(m.Bye(self.done, self.skipped, self.failed))
+            return None
+
+    def _first_ready(self) -> tuple[_Sending, _Need] | None:
+        """An entry that needs something, the most urgent first."""
+        for need, ready in self._ready.items():
+            if ready and not (need is _Need.SEND and self._paused):
+                return next(iter(ready.values())), need
+        return None
+
+    def _file(self, sending: _Sending) -> None:
+        """Put the entry among those that need what it needs first, so that ``next`` never searches."""
+        need = sending.need()
+        if need is not sending.filed:
+            if sending.filed is not None:
+                del self._ready[sending.filed][sending.entry.id]
+            if need is not None:
+                self._ready[need][sending.entry.id] = sending
+            sending.filed = need
+
+    def _job(self, sending: _Sending, need: _Need) -> Job:
+        entry_id = sending.entry.id
+        match need:
+            case _Need.SEND:
+                start, stop = sending.wanted.first()
+                if zeros := sending.holes.overlap(start, stop)[: m.MAX_RANGES]:
+                    sending.wanted.difference_update(zeros)
+                    sending.sent_once.update(zeros)
+                    self.bytes_zeros += sending.grid.bytes_in(RangeSet(zeros))
+                    return Say(m.Zeros(entry_id, tuple(m.Range(a, b - a) for a, b in zeros)))
+                index, _ = sending.wanted.pop_first(1)
+                sending.working += 1
+                return SendChunk(entry_id, index)
+            case _Need.ANSWER:
+                ask = sending.asks.popleft()
+                known = ask.digest is self._digest and sending.digests.known.covers(ask.first, ask.stop)
+                if known:
+                    return Say(m.Digests(entry_id, ask.digest, ask.first, sending.digests.slice(ask.first, ask.stop)))
+                if ask.stop - ask.first > DIGESTS_STEP:
+                    sending.asks.appendleft(replace(ask, first=ask.first + DIGESTS_STEP))
+                    ask = replace(ask, stop=ask.first + DIGESTS_STEP)
+                sending.working += 1
+                return ask
+            case _Need.HASH:
+                index, _ = sending.unread.pop_first(1)
+                sending.working += 1
+                return HashChunk(entry_id, index)
+            case _Need.CHECK:
+                sending.checking = True
+                return CheckSource(entry_id)
+            case _:
+                assert_never(need)
+
+    @property
+    def finished(self) -> bool:
+        """Both have said BYE."""
+        with self._lock:
+            return self._bye is not None
+
+    @property
+    def said_bye(self) -> bool:
+        with self._lock:
+            return self._said_bye
+
+    def moved(self, entry_id: int) -> tuple[int, int]:
+        """Payload bytes sent for a live entry in this session, and bytes that the receiver held of it."""
+        with self._lock:
+            sending = self._live.get(entry_id)
+            return (sending.sent, sending.held) if sending else (0, 0)
+
+    @property
+    def pause_reason(self) -> str | None:
+        with self._lock:
+            return self._paused.message if self._paused else None
+
+    def entry(self, entry_id: int) -> Entry | None:
+        """A live entry; None when it has ended."""
+        with self._lock:
+            sending = self._live.get(entry_id)
+            return sending.entry if sending else None
