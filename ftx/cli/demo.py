@@ -109,7 +109,6 @@ def run(file: Path | None, folder: Path, verbose: int, stop: Stop) -> int:
         else:
             say(f"  first run    {first_s:.2f} s: such a small file is there before its sender can be killed\n")
 
-        sessions = len(receiver.of_type("session"))
         with Side(arguments, folder, verbose, stop) as sender:
             wait_for(lambda: sender.ended or target.exists() or allocated(into) > held, stop, LOOK_S)
             new_byte = time.time()
@@ -119,22 +118,22 @@ def run(file: Path | None, folder: Path, verbose: int, stop: Stop) -> int:
                 return failed(sender)
             finished = sender.finished()
             first_byte_s = new_byte - sender.started
+            connected = sender.of_type("session")[0]["time"]
         receiver.wait(lambda: receiver.idle)
         received = sum(event["bytes_received"] for event in receiver.of_type("session_end"))
-        connected = [event["time"] for event in receiver.of_type("session")[sessions:]]
 
     sent, reused = finished["bytes_sent"], finished["bytes_reused"]
     say(f"  second run   {second_s:.2f} s: {human_bytes(sent)} sent, {human_bytes(reused)} already there\n")
-    if sent and connected:
+    if sent:
         say(
-            f"  first byte   {first_byte_s:.2f} s after the second sender was started (with the start of Python), "
-            f"{max(0.0, new_byte - connected[0]):.3f} s after its session stood\n"
+            f"  first byte   {max(0.0, new_byte - connected):.3f} s after the second session stood, "
+            f"{first_byte_s:.2f} s after its process was started\n"
         )
-    say(f"  sent twice   {human_bytes(max(0, received - size))} of {human_bytes(received)} that the receiver counted\n")
+    say(f"  sent twice   {human_bytes(max(0, received - size))}, in whole chunks, as the receiver counted\n")
     if sent and finished["seconds"]:
         say(
             f"  throughput   {human_bytes(sent / finished['seconds'])}/s in the second run, "
-            f"{human_bytes(size / (first_s + second_s))}/s in both with all that lies between\n"
+            f"{human_bytes(size / (first_s + second_s))}/s in both, with the start of their processes\n"
         )
     if not identical(source, target, stop):
         say("  compared     THE FILES DIFFER\n")

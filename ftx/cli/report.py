@@ -34,6 +34,10 @@ from ftx.transfer.events import (
 LINE_EVERY_S = 60.0
 #: A bar leaves so many columns free: what the terminal echoes for Ctrl-C must not begin a new line.
 FREE_COLUMNS = 3
+#: A bar as tqdm draws it, and one for a narrow terminal, without the time that has passed.
+WIDE = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+NARROW = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [<{remaining}{postfix}]"
+WIDE_COLUMNS = 75
 
 INTERRUPTED = (130, 143)
 
@@ -87,8 +91,8 @@ def summary(event: Finished) -> str:
     failed = f" and {event.failed} failed" if event.failed else ""
     rate = f", {human_bytes(event.bytes_sent / event.seconds)}/s" if event.seconds > 0 and event.bytes_sent else ""
     return (
-        f"{files(event.files)} done{failed}, {human_bytes(event.bytes_total)}: "
-        f"{human_bytes(event.bytes_sent)} sent, {human_bytes(event.bytes_reused)} already there, "
+        f"{files(event.files)} done{failed}; of {human_bytes(event.bytes_total)}, "
+        f"{human_bytes(event.bytes_sent)} sent and {human_bytes(event.bytes_reused)} already there; "
         f"{human_seconds(event.seconds)}{rate}"
     )
 
@@ -168,13 +172,18 @@ class Bar:
             self._bar = self._made(event.bytes_total, initial)
         bar = self._bar
         bar.ncols = self._width()
+        bar.bar_format = WIDE if bar.ncols >= WIDE_COLUMNS else NARROW
         bar.total = event.bytes_total
         # What is found to be there already moves the bar, but is not part of this run's rate.
         found = initial - bar.initial
         bar.initial += found
         bar.n += found
         bar.last_print_n += found
-        bar.update(event.bytes_done - bar.n)
+        if moved := event.bytes_done - bar.n:
+            bar.update(moved)
+        known = bar.format_dict["rate"]
+        # tqdm itself would show the rate in powers of 1000 beside sizes in powers of 1024.
+        bar.postfix = "" if known is None else f"{human_bytes(max(0, known))}/s"
         bar.refresh()
 
     def line(self, text: str) -> None:
@@ -202,19 +211,20 @@ class Bar:
             desc=self._shortened(),
             total=total,
             initial=initial,
-            unit="iB",  # tqdm puts the prefix before it: MiB, and MiB/s
+            unit="B",
             unit_scale=True,
             unit_divisor=1024,
             miniters=0,
             leave=False,
             file=self._out,
             ncols=self._width(),
+            bar_format=NARROW,
         )
         bar.start_t = bar.last_print_t = self._began
         return bar
 
     def _shortened(self) -> str:
-        most = max(8, self._out.columns() // 4)
+        most = max(8, self._out.columns() // 5)
         return self._label if len(self._label) <= most else self._label[: most - 1] + "…"
 
     def _width(self) -> int:

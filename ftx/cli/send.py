@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -75,14 +73,11 @@ def send(
         retry_for_s=retry_for,
         accept_new=accept_new,
     )
-    further: dict[str, Any] = {}
-    if "confirm" in inspect.signature(api.send).parameters:
-        further["confirm"] = confirm_open
 
     def work(stop: Stop) -> api.Finished:
         folder = f", folder {printable(remote.folder)}" if remote.folder else ""
         report.say(f"sending {name} to {printable(remote.host)}{folder}, port {port}")
-        return api.send(paths, options, on_event=report, stop=stop, **further)
+        return api.send(paths, options, on_event=report, stop=stop, confirm=confirm_open)
 
     return process.run(report, work)
 

@@ -92,10 +92,11 @@ def dial(
     if len(answer.proofs) != 1:
         raise ProtocolError(f"{len(answer.proofs)} proofs from a listener, which gives one")
     item = answer.proofs[0]
-    if item.method is not Method.OPEN:
-        if not proof.confirmed(keys, item, transcript):
+    if item.method != Method.OPEN:
+        method = proof.confirmed(keys, item, transcript)
+        if method is None:
             raise Refused("the receiver could not prove that it holds the key; it is not the one you mean")
-        return item.method
+        return method
     # A run that was given a credential never settles for none: whoever answers may not be the one meant.
     if Method.SECRET in keys:
         raise Refused(

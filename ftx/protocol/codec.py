@@ -152,7 +152,7 @@ MESSAGE = _text(m.MAX_MESSAGE)
 #: Layouts of the records inside lists, by class, in the order of their fields.
 RECORDS: dict[type, tuple[Field, ...]] = {
     m.Tlv: (U16, _counted(U16, m.MAX_TLV_VALUE)),
-    m.ProofItem: (_enum(m.Method, U8), FIXED32),
+    m.ProofItem: (U8, FIXED32),
     m.SkipItem: (U64, _enum(m.SkipReason, U8)),
     m.Range: (U64, U64),
     m.RefuseItem: (U64, U16, MESSAGE),
@@ -226,7 +226,7 @@ def encode(message: m.Message) -> bytes:
     """The whole frame of ``message``, which is not DATA.
 
     Raises:
-        ValueError: a field is outside its limits (a bug on this side).
+        ValueError, struct.error: a field is outside its limits (a bug on this side).
     """
     type_ = TYPE_OF[type(message)]
     _, fields = LAYOUTS[type_]

@@ -165,7 +165,9 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class ProofItem:
-    method: Method
+    """One proof. ``method`` is a ``Method``, or one that a later version has: a listener passes over it."""
+
+    method: int
     mac: bytes
 
 

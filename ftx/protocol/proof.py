@@ -43,16 +43,18 @@ def prove(keys: Mapping[Method, bytes], transcript_: bytes) -> tuple[ProofItem, 
 def accept(keys: Mapping[Method, bytes], proofs: tuple[ProofItem, ...], transcript_: bytes) -> Method | None:
     """The first of the dialer's proofs that one of the listener's keys confirms; None if none does (G7)."""
     for item in proofs:
-        key = keys.get(item.method)
-        if key is not None and hmac.compare_digest(mac(key, Side.DIALER, item.method, transcript_), item.mac):
-            return item.method
+        for method, key in keys.items():
+            if item.method == method and hmac.compare_digest(mac(key, Side.DIALER, method, transcript_), item.mac):
+                return method
     return None
 
 
-def confirmed(keys: Mapping[Method, bytes], answer: ProofItem, transcript_: bytes) -> bool:
-    """Whether the listener's proof shows that it holds the key that it names (G7)."""
-    key = keys.get(answer.method)
-    return key is not None and hmac.compare_digest(mac(key, Side.LISTENER, answer.method, transcript_), answer.mac)
+def confirmed(keys: Mapping[Method, bytes], answer: ProofItem, transcript_: bytes) -> Method | None:
+    """The method of the listener's proof, if it shows that it holds that key of ours; else None (G7)."""
+    for method, key in keys.items():
+        if answer.method == method and hmac.compare_digest(mac(key, Side.LISTENER, method, transcript_), answer.mac):
+            return method
+    return None
 
 
 def credential(keys: Mapping[Method, bytes], method: Method) -> bytes:

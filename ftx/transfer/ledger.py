@@ -17,7 +17,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ftx.errors import IntegrityError, ProtocolError, TooLarge, Unsupported
+from ftx.errors import FtxError, IntegrityError, NameRefused, ProtocolError, TooLarge, Unsupported
 from ftx.protocol import messages as m
 from ftx.protocol.manifest import MAX_FILE_SIZE, ChunkDigests, DigestName, Entry, Grid
 from ftx.protocol.messages import Type
@@ -140,6 +140,18 @@ class Receiving:
     received: int = 0
 
 
+def _problem(offered: m.Offered) -> FtxError | None:
+    """Why an offer cannot be taken, whatever is on the disk."""
+    if offered.size > MAX_FILE_SIZE:
+        return TooLarge(f"larger than {MAX_FILE_SIZE >> 40} TiB")
+    if not offered.name or b"/" in offered.name:
+        return NameRefused("an entry's name that is not one name")
+    for tlv in offered.tlvs:
+        if tlv.type & m.CRITICAL_TLV:
+            return Unsupported(f"it needs the unknown capability {tlv.type:#06x}")
+    return None
+
+
 class Ledger:
     """The receiver's half of one session.
 
@@ -198,18 +210,14 @@ class Ledger:
                 entry_id, offered.kind, path, offered.size, offered.allocated, offered.mode,
                 offered.mtime_ns, offered.tag, offered.target,
             )  # fmt: skip
-            too_large = offered.size > MAX_FILE_SIZE
-            self._live[entry_id] = Receiving(entry, Grid.of(0 if too_large else offered.size))
+            problem = _problem(offered)
+            receiving = Receiving(entry, Grid.of(0 if problem else offered.size))
+            self._live[entry_id] = receiving
             self.entries_offered += 1
-            if too_large:
-                text = f"larger than {MAX_FILE_SIZE >> 40} TiB"
-                actions += self._refuse(self._live[entry_id], TooLarge.wire, text)
-                continue
-            self.bytes_offered += offered.size
-            if any(tlv.type & m.CRITICAL_TLV for tlv in offered.tlvs):
-                text = "the entry needs a capability that this receiver does not have"
-                actions += self._refuse(self._live[entry_id], Unsupported.wire, text)
+            if problem:
+                actions += self._refuse(receiving, problem.wire, str(problem))
             else:
+                self.bytes_offered += offered.size
                 actions.append(Look(entry))
         return actions
 
@@ -521,7 +529,7 @@ class Ledger:
         del self._live[entry_id]
         if code == m.WITHDRAWN:
             self.entries_offered -= 1
-            self.bytes_offered -= receiving.entry.size
+            self.bytes_offered -= receiving.grid.size
         else:
             self.failed += 1
         return [Say(m.Refuse((m.RefuseItem(entry_id, code, message),))), Release(entry_id)]

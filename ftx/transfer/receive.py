@@ -435,7 +435,6 @@ class ReceiveSession:
     def _write(self) -> None:
         """Send answers as they come, all that wait in one go; and signs of life."""
         try:
-            self._lane.send_grease()
             while not self._crew.stopped:
                 with self._out:
                     if not self._outbox and self._last_word is None:

@@ -185,7 +185,6 @@ class SendSession:
     def _write(self, crew: Crew) -> None:
         """Take jobs from the plan until there are no more."""
         try:
-            self._lane.send_grease()
             while not crew.stopped and not self.plan.finished:
                 with self._wake:
                     if self._last_word is not None:
