@@ -7,7 +7,6 @@ event is ``finished`` and its code is the exit status (G11).
 
 from __future__ import annotations
 
-import _thread
 import logging
 import os
 import signal
@@ -18,7 +17,7 @@ from types import FrameType
 
 from ftx.cli.main import BUG
 from ftx.cli.report import Output, Report, printable
-from ftx.errors import FtxError
+from ftx.errors import FtxError, Interrupted
 from ftx.transfer.crew import Stop
 from ftx.transfer.events import Finished
 
@@ -62,8 +61,7 @@ def signals_stop(stop: Stop, *, second_leaves: bool = True) -> Iterator[None]:
         if asked and second_leaves:
             os._exit(128 + number)
         asked = True
-        # From another thread: this one may have been interrupted while it held the lock inside `stop`.
-        _thread.start_new_thread(stop.request, (number,))
+        stop.request(number)
 
     before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
@@ -73,38 +71,30 @@ def signals_stop(stop: Stop, *, second_leaves: bool = True) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class _Interrupted(BaseException):
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-
 def ask(question: str) -> bool:
     """Put a yes-or-no question on standard error; False unless a person at a terminal answers yes.
 
-    A signal counts as no, and then does what it would have done. Main thread only.
+    Main thread only.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM came instead of an answer.
     """
     if sys.stdin is None or not sys.stdin.isatty():
         return False
 
     def give_up(number: int, _frame: FrameType | None) -> None:
-        # A handler that returns would not end the reading of the answer.
-        raise _Interrupted(number)
+        # A handler that returns, as the one of signals_stop, would not end the reading of the answer.
+        raise Interrupted(number)
 
+    out = Output(sys.stderr)
     before = {number: signal.signal(number, give_up) for number in SIGNALS}
-    pending = 0
-    answer = ""
     try:
         # Not input(): it writes to standard output, which belongs to --json.
-        Output(sys.stderr).write(f"{question} [y/N]: ")
+        out.write(f"{question} [y/N]: ")
         answer = sys.stdin.readline()
-    except _Interrupted as interrupted:
-        pending = interrupted.number
-        Output(sys.stderr).write("\n")
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if pending:
-        os.kill(os.getpid(), pending)
     return answer.strip().lower() in ("y", "yes")
 
 

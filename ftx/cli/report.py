@@ -18,6 +18,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TextIO
 
+from ftx.cli.main import BUG
 from ftx.transfer.events import (
     EntryEnded,
     Event,
@@ -32,6 +33,8 @@ from ftx.transfer.events import (
 
 #: Where there is no terminal, progress is a line in so many seconds.
 LINE_EVERY_S = 60.0
+#: Progress as JSON comes about so often.
+JSON_EVERY_S = 1.0
 #: A bar leaves so many columns free: what the terminal echoes for Ctrl-C must not begin a new line.
 FREE_COLUMNS = 3
 #: A bar as tqdm draws it, and one for a narrow terminal, without the time that has passed.
@@ -40,6 +43,7 @@ NARROW = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [<{remaining}{po
 WIDE_COLUMNS = 75
 
 INTERRUPTED = (130, 143)
+NOTHING = Progress(0, 0, 0, 0, 0, 0)
 
 
 def printable(text: str | bytes) -> str:
@@ -86,13 +90,13 @@ def files(count: int) -> str:
     return f"{count} file" if count == 1 else f"{count} files"
 
 
-def summary(event: Finished) -> str:
-    """The one line at the end of a run."""
+def summary(event: Finished, moved: str = "sent") -> str:
+    """The one line at the end of a run; ``moved`` is what the bytes were, ``sent`` or ``received``."""
     failed = f" and {event.failed} failed" if event.failed else ""
     rate = f", {human_bytes(event.bytes_sent / event.seconds)}/s" if event.seconds > 0 and event.bytes_sent else ""
     return (
         f"{files(event.files)} done{failed}; of {human_bytes(event.bytes_total)}, "
-        f"{human_bytes(event.bytes_sent)} sent and {human_bytes(event.bytes_reused)} already there; "
+        f"{human_bytes(event.bytes_sent)} {moved} and {human_bytes(event.bytes_reused)} already there; "
         f"{human_seconds(event.seconds)}{rate}"
     )
 
@@ -156,18 +160,18 @@ class Bar:
         self._label = label
         self._bar: Any = None
         self._began = time.time()
-        self._moved = 0
         self._moved_before = 0
 
-    def begin(self) -> None:
-        """Time counts from now on, and so does what moves."""
+    def begin(self, moved: int) -> None:
+        """Time counts from now on. ``moved`` bytes of the run were moved before, and are not part of the rate."""
         self._began = time.time()
-        self._moved_before = self._moved
+        self._moved_before = moved
 
     def update(self, event: Progress) -> None:
-        self._moved = event.bytes_done - event.bytes_reused
-        self._moved_before = min(self._moved_before, self._moved)
-        initial = event.bytes_reused + self._moved_before
+        if not event.bytes_total:
+            return  # nothing is known yet, or there is nothing to move
+        moved = max(0, event.bytes_done - event.bytes_reused)
+        initial = event.bytes_reused + min(self._moved_before, moved)
         if self._bar is None:
             self._bar = self._made(event.bytes_total, initial)
         bar = self._bar
@@ -199,7 +203,7 @@ class Bar:
             self._bar = None
             self._erase()
 
-    def _made(self, total: int | None, initial: int) -> Any:
+    def _made(self, total: int, initial: int) -> Any:
         import threading
 
         from tqdm import tqdm
@@ -243,22 +247,20 @@ class MinuteLines:
         self._label = label
         self._clock = clock
         self._at = clock()
-        self._moved = 0
         self._moved_before = 0
 
-    def begin(self) -> None:
-        """Time counts from now on, and so does what moves."""
+    def begin(self, moved: int) -> None:
+        """Time counts from now on. ``moved`` bytes of the run were moved before, and are not part of the rate."""
         self._at = self._clock()
-        self._moved_before = self._moved
+        self._moved_before = moved
 
     def update(self, event: Progress) -> None:
-        self._moved = event.bytes_done - event.bytes_reused
-        self._moved_before = min(self._moved_before, self._moved)
         passed = self._clock() - self._at
         if passed < LINE_EVERY_S:
             return
-        rate = (self._moved - self._moved_before) / passed
-        self.begin()
+        moved = event.bytes_done - event.bytes_reused
+        rate = max(0, moved - self._moved_before) / passed
+        self.begin(moved)
         of, left = "", ""
         if event.bytes_total:
             of = f" of {human_bytes(event.bytes_total)} ({event.bytes_done * 100 // event.bytes_total} %)"
@@ -305,6 +307,8 @@ class Report:
         self._verbose = verbose > 0 and not quiet
         self._clock = clock
         self._sessions: set[str] = set()
+        self._last = NOTHING
+        self._progress_at = clock() - JSON_EVERY_S
         self._retry_shown_at: float | None = None
         self._failure: EntryEnded | None = None
         stream = Output(err or sys.stderr)
@@ -329,7 +333,7 @@ class Report:
             self._display.line(text)
 
     def __call__(self, event: Event) -> None:
-        if self._json is not None:
+        if self._json is not None and self._due(event):
             self._json.write(json.dumps(event.as_json()) + "\n")
         if not isinstance(event, Progress):
             self._show_failure(event)
@@ -341,6 +345,7 @@ class Report:
                 self._session_up(event)
             case Progress():
                 # Without a session nothing moves, and a receiver's bar would stand there all day.
+                self._last = event
                 if self._sessions and not self._silent:
                     self._display.update(event)
             case EntryEnded():
@@ -357,9 +362,17 @@ class Report:
             case _:
                 pass  # what has nothing for people, or is not known yet
 
+    def _due(self, event: Event) -> bool:
+        """Programs get every event, and progress about once a second; a bar moves more often."""
+        if isinstance(event, Progress):
+            if self._clock() - self._progress_at < JSON_EVERY_S:
+                return False
+            self._progress_at = self._clock()
+        return True
+
     def _session_up(self, event: SessionUp) -> None:
         if not self._sessions:
-            self._display.begin()
+            self._display.begin(0 if self._receiving else max(0, self._last.bytes_done - self._last.bytes_reused))
         if not self._receiving:
             self._sessions.clear()  # a sender has one session at a time, and no event for its end
         self._sessions.add(event.session)
@@ -404,9 +417,10 @@ class Report:
         self.finished = True
         self._display.close()
         if event.code == 0 or event.files or event.failed or event.bytes_sent:
-            self.say(summary(event))
+            self.say(summary(event, "received" if self._receiving else "sent"))
         if event.code != 0:
-            self._complain(printable(event.message))
+            bug = f": {BUG}" if event.code == 1 and BUG not in event.message else ""
+            self._complain(printable(event.message) + bug)
             if event.code in INTERRUPTED and not self._receiving and "again" not in event.message:
                 self._complain("run the same command again: it resumes")
 

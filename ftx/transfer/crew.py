@@ -10,36 +10,45 @@ call is left behind rather than waited for.
 
 from __future__ import annotations
 
+import logging
+import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 
 from ftx.errors import FtxError, InternalError, Interrupted
+
+log = logging.getLogger("ftx.crew")
 
 SETTLE_S = 0.5
 EVIDENCE_RANK = 3
 
 
 class Stop:
-    """Asked to stop, by a signal or by the program that started the run."""
+    """Asked to stop, by a signal or by the program that started the run. One thread waits for it."""
 
     def __init__(self) -> None:
-        self._event = threading.Event()
         self._signal = 0
+        # Its `put` may interrupt its own `get`, which an Event or a Condition does not survive.
+        self._asked: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def request(self, signal_number: int) -> None:
         """Ask; safe in a signal handler. The run ends with exit code 128 + ``signal_number``."""
         self._signal = self._signal or signal_number
-        self._event.set()
+        self._asked.put(None)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until asked, ``timeout_s`` at most; whether it was."""
-        return self._event.wait(timeout_s)
+        if not self._signal:
+            with suppress(queue.Empty):
+                self._asked.get(timeout=timeout_s)
+        return bool(self._signal)
 
     def check(self) -> None:
         """Raises ``Interrupted`` if asked."""
-        if self._event.is_set():
+        if self._signal:
             raise Interrupted(self._signal)
 
 
@@ -72,6 +81,7 @@ class Crew:
             except FtxError as error:
                 self.fail(error)
             except Exception as error:  # a bug: it must end the session, not hang it
+                log.debug("! a bug in %s", what, exc_info=True)
                 failure = InternalError(f"{type(error).__name__}: {error}")
                 failure.__cause__ = error
                 self.fail(failure)

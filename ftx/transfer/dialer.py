@@ -237,8 +237,10 @@ class SendRun:
             item.failure, state = outcome, "failed"
         else:
             state = outcome.state
+            # What this session did not send was there before: from this run's sessions, or before the run. The
+            # first session knows better, unless it broke before it had compared what it found.
+            item.reused = max(item.reused or 0, outcome.reused - item.sent)
             item.sent += outcome.sent
-            item.reused = outcome.reused if item.reused is None else item.reused
             if state == "failed":
                 item.failure = from_wire(outcome.code, outcome.message)
             if outcome.root:

@@ -167,7 +167,7 @@ class Ledger:
         self._live: dict[int, Receiving] = {}
         self._highest = 0
         self.done = self.skipped = self.failed = 0
-        self.bytes_received = self.bytes_held = self.bytes_offered = 0
+        self.bytes_received = self.bytes_held = self.bytes_offered = self.bytes_zeros = 0
         self.entries_offered = 0
 
     # --- what the sender says ---
@@ -319,6 +319,7 @@ class Ledger:
             assert receiving.digests is not None
             for start, stop in ranges:
                 receiving.digests.set_zeros(start, stop)
+                self.bytes_zeros += receiving.grid.bytes_in(RangeSet([(start, stop)]))
                 receiving.held.discard(start, stop)
             return self._complete(receiving)
 
@@ -335,6 +336,8 @@ class Ledger:
                     receiving.state = next_state(entry_id, receiving.state, Type.SKIP)
                     del self._live[entry_id]
                     self.skipped += 1
+                    if verdict.reason is m.SkipReason.SAME:
+                        self.bytes_held += receiving.grid.size
                     return [Say(m.Skip((m.SkipItem(entry_id, verdict.reason),)))]
                 case Reject():
                     return self._refuse(receiving, verdict.code, verdict.message)

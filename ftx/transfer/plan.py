@@ -235,7 +235,6 @@ class Plan:
             if sending is None:
                 return
             sending.working -= 1
-            sending.sent_once.add(index, index + 1)
             length = sending.grid.length(index)
             if zeros:
                 self.bytes_zeros += length
@@ -463,6 +462,8 @@ class Plan:
                     self.bytes_zeros += sending.grid.bytes_in(RangeSet(zeros))
                     return Say(m.Zeros(entry_id, tuple(m.Range(a, b - a) for a, b in zeros)))
                 index, _ = sending.wanted.pop_first(1)
+                sending.sent_once.add(index, index + 1)  # now, because its receipt may overtake ``chunk_sent``
+                sending.unread.discard(index, index + 1)  # no other lane need read it
                 sending.working += 1
                 return SendChunk(entry_id, index)
             case _Need.ANSWER:

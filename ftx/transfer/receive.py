@@ -99,7 +99,7 @@ class ReceiveSession:
         self._settled: set[int] = set()
         self._buffer = memoryview(b"")  # of the reading thread
         self._back = memoryview(b"")  # of the committing thread
-        self._crew = Crew("ftx-receive", LEAVE_S, lane.shutdown)
+        self._crew = Crew("ftx-receive", LEAVE_S, self._unblock)
 
     def run(self) -> None:
         """Receive until both have said BYE.
@@ -140,6 +140,13 @@ class ReceiveSession:
     def _check_alive(self) -> None:
         if time.monotonic() - self._lane.last_received_s > self._timeout_s:
             raise PeerSilent(f"the sender has been silent for {self._timeout_s:g} s")
+
+    def _unblock(self) -> None:
+        """Wake every thread of a session that is over: a ghost must not keep its successor waiting."""
+        self._lane.shutdown()
+        for waiting in (self._out, self._work):
+            with waiting:
+                waiting.notify_all()
 
     def _leave(self, error: FtxError) -> None:
         """Tell the peer why, unless it knows or cannot hear, and give it time to hear it (G11)."""
@@ -301,8 +308,10 @@ class ReceiveSession:
 
     def _commit(self) -> None:
         """Publish first, compare next; when idle re-hash what is held; now and then write down and sync."""
-        while not self._crew.stopped:
+        while True:
             with self._work:
+                if self._crew.stopped:
+                    return
                 if not self._urgent and not self._rehash:
                     self._working = False
                     self._work.wait(TICK_S)
@@ -435,8 +444,10 @@ class ReceiveSession:
     def _write(self) -> None:
         """Send answers as they come, all that wait in one go; and signs of life."""
         try:
-            while not self._crew.stopped:
+            while True:
                 with self._out:
+                    if self._crew.stopped:
+                        return
                     if not self._outbox and self._last_word is None:
                         self._out.wait(m.PING_S)
                     messages = list(self._outbox)

@@ -5,13 +5,14 @@ G9: every connection has a thread of its own from the first byte on, and none wa
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import socket
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import ftx
 from ftx.errors import (
@@ -35,13 +36,38 @@ from ftx.storage import paths
 from ftx.storage.partial import PartialStore
 from ftx.transfer import events
 from ftx.transfer.crew import Stop
+from ftx.transfer.ledger import Ledger
 from ftx.transfer.receive import WINDOW, ReceiveSession
+
+log = logging.getLogger("ftx.registry")
 
 TICK_S = 0.1
 PROGRESS_S = 0.25
 LEAVE_S = 5.0
 #: Connections that have not been let in yet; at more, the oldest goes (G8, G9).
 MAX_STRANGERS = 512
+
+
+@dataclass(slots=True)
+class _Totals:
+    """Sums over sessions: entries, and bytes."""
+
+    done: int = 0
+    failed: int = 0
+    skipped: int = 0
+    offered: int = 0
+    received: int = 0
+    reused: int = 0
+    zeros: int = 0
+
+    def add(self, ledger: Ledger) -> None:
+        self.done += ledger.done
+        self.failed += ledger.failed
+        self.skipped += ledger.skipped
+        self.offered += ledger.bytes_offered
+        self.received += ledger.bytes_received
+        self.reused += ledger.bytes_held
+        self.zeros += ledger.bytes_zeros
 
 
 @dataclass(slots=True)
@@ -74,11 +100,12 @@ class Receiver:
         self._strangers: OrderedDict[Lane, None] = OrderedDict()
         self._sessions: dict[tuple[bytes, bytes], _Session] = {}
         self._stopping = False
+        self._interrupted = False  # sessions were under way when it was stopped
         self._first: tuple[bytes, bytes] | None = None
         self._over: tuple[int, str] | None = None  # the first job's end, with --once
         self._give_up_s = 0.0
-        self._totals = [0, 0, 0]  # done, failed, skipped
-        self._bytes = [0, 0, 0]  # offered, received, reused, of sessions that are over
+        self._all = _Totals()  # of all sessions that are over
+        self._recent = _Totals()  # of those that are over since nobody was connected
 
     def run(self, stop: Stop | None = None) -> events.Finished:
         """Listen and receive until ``stop`` is requested (or, with ``once``, the first job is over)."""
@@ -89,14 +116,22 @@ class Receiver:
         try:
             code, message = self._serve(stop)
         except Interrupted as error:
-            code, message = error.exit_code, "stopped; what was under way is kept, and resumes when it is sent again."
+            kept = "; what was under way is kept, and resumes when it is sent again" if self._interrupted else ""
+            code, message = error.exit_code, f"stopped{kept}."
         except FtxError as error:
             code, message = error.exit_code, str(error)
         self._pump()
-        done, failed, skipped = self._totals
-        total, received, reused = self._bytes
+        every = self._all
         finished = events.Finished(
-            code, message, done + skipped, failed, skipped, total, received, reused, time.monotonic() - started
+            code,
+            message,
+            files=every.done + every.skipped,
+            failed=every.failed,
+            skipped=every.skipped,
+            bytes_total=every.offered,
+            bytes_sent=every.received,
+            bytes_reused=every.reused,
+            seconds=time.monotonic() - started,
         )
         self._emit(finished)
         return finished
@@ -134,6 +169,7 @@ class Receiver:
         """End every session with a word to its sender, within ``LEAVE_S``."""
         with self._lock:
             sessions, strangers = list(self._sessions.values()), list(self._strangers)
+        self._interrupted = bool(sessions)
         for lane in strangers:
             lane.shutdown()
         for session in sessions:
@@ -169,6 +205,7 @@ class Receiver:
             text = f"{address}: {error}"
             self._events.put(events.Warn(text))
         except Exception as error:  # a bug must not take the receiver down with it
+            log.debug("! a bug in a session", exc_info=True)
             handshake.refuse(lane, InternalError(f"{type(error).__name__}: {error}"))
             self._events.put(events.Warn(f"{address}: a bug in ftx: {type(error).__name__}: {error}"))
         finally:
@@ -224,6 +261,8 @@ class Receiver:
             with self._lock:
                 older = self._sessions.get(session.job)
                 if older is None:
+                    if not self._sessions:
+                        self._recent = _Totals()
                     self._sessions[session.job] = session
                     return
             older.work.stop(Superseded("a newer run of the same job took over"))
@@ -241,10 +280,8 @@ class Receiver:
             only = ledger.done + ledger.skipped == 0 and ledger.failed == 1 and session.failure
             error = session.failure if only else SomeFailed(f"{ledger.failed} could not be received")
         with self._lock:
-            for at, number in enumerate((ledger.done, ledger.failed, ledger.skipped)):
-                self._totals[at] += number
-            for at, number in enumerate((ledger.bytes_offered, ledger.bytes_received, ledger.bytes_held)):
-                self._bytes[at] += number
+            self._all.add(ledger)
+            self._recent.add(ledger)
         code, message = (error.exit_code, str(error)) if error else (0, "")
         self._events.put(
             events.SessionEnd(
@@ -295,23 +332,21 @@ class Receiver:
         )
 
     def _progress(self) -> None:
+        """What is under way, with what ended since somebody is connected."""
         with self._lock:
-            ledgers = [session.work.ledger for session in self._sessions.values()]
-            total, received, reused = self._bytes
-            files, _, skipped = self._totals
-        if not ledgers:
-            return
-        offered = total + sum(ledger.bytes_offered for ledger in ledgers)
-        moved = received + sum(ledger.bytes_received for ledger in ledgers)
-        held = reused + sum(ledger.bytes_held for ledger in ledgers)
+            now = replace(self._recent)
+            for session in self._sessions.values():
+                now.add(session.work.ledger)
+            if not self._sessions:
+                return
         self._emit(
             events.Progress(
-                bytes_total=offered,
-                bytes_done=min(moved + held, offered),
-                bytes_sent=moved,
-                bytes_reused=held,
+                bytes_total=now.offered,
+                bytes_done=min(now.received + now.reused + now.zeros, now.offered),
+                bytes_sent=now.received,
+                bytes_reused=now.reused,
                 files_total=None,
-                files_done=files + skipped + sum(ledger.done + ledger.skipped for ledger in ledgers),
+                files_done=now.done + now.skipped,
             )
         )
 

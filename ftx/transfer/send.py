@@ -76,7 +76,7 @@ class SendSession:
         Raises:
             FtxError: the cause of the session's end.
         """
-        with Crew("ftx-send", LEAVE_S, self._lane.shutdown) as crew:
+        with Crew("ftx-send", LEAVE_S, self._unblock) as crew:
             crew.start("read", lambda: self._read(crew))
             crew.start("write", lambda: self._write(crew))
             crew.start("scan", lambda: self._scan(crew))
@@ -109,6 +109,12 @@ class SendSession:
                 self._on_outcome(*self._outcomes.get_nowait())
             except queue.Empty:
                 return
+
+    def _unblock(self) -> None:
+        """Wake every thread of a session that is over."""
+        self._lane.shutdown()
+        with self._wake:
+            self._wake.notify_all()
 
     def _leave(self, error: FtxError) -> None:
         """Tell the peer why, unless it knows or cannot hear (G11)."""
@@ -185,9 +191,9 @@ class SendSession:
     def _write(self, crew: Crew) -> None:
         """Take jobs from the plan until there are no more."""
         try:
-            while not crew.stopped and not self.plan.finished:
+            while not self.plan.finished:
                 with self._wake:
-                    if self._last_word is not None:
+                    if crew.stopped or self._last_word is not None:
                         break
                     job = self.plan.next(control=True, bulk=True)
                     if job is None:
