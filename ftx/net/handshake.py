@@ -146,7 +146,9 @@ def listen(lane: Lane, keys: Mapping[Method, bytes], *, open_: bool) -> tuple[Gr
 
 
 def refuse(lane: Lane, error: FtxError) -> None:
-    """Tell the peer why, and make sure that it can hear it."""
+    """Tell the peer why, and make sure that it can hear it. What has no wire code is not for the peer."""
+    if error.wire == 0:
+        return
     try:
         lane.deadline_s = time.monotonic() + m.DRAIN_S
         lane.send(m.Error(error.wire, str(error)))

@@ -10,7 +10,7 @@ import logging
 import secrets
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from ftx.errors import LinkLost, PeerSilent
@@ -26,6 +26,10 @@ READ_BYTES = 256 * 1024
 #: After a large payload another one is likely: only its head is read ahead, the rest goes where it belongs.
 HEAD_BYTES = 4096
 LARGE_PAYLOAD = 64 * 1024
+#: Inside a frame so many bytes are a sign of life. With fewer, a length that was damaged on the way would make
+#: every PING part of a body that never ends, and the link would seem alive for ever.
+ALIVE_BYTES = 4096
+TICK_S = 0.1
 
 
 class Lane:
@@ -36,8 +40,10 @@ class Lane:
         dialer: whether this side dialled.
 
     Attributes:
-        last_received_s, last_sent_s: monotonic times of the last byte in each direction.
+        last_received_s: monotonic time of the last sign of life: a whole frame, or ``ALIVE_BYTES`` of one.
+        last_sent_s: monotonic time of the last byte sent.
         deadline_s: monotonic time by which whatever is called must be done; None for no limit.
+        check: called a few times a second while a deadline holds; may raise to end what is waited for.
         bytes_in: bytes that have arrived.
     """
 
@@ -46,11 +52,13 @@ class Lane:
         self.order = LaneOrder(dialer=dialer)
         self.last_received_s = self.last_sent_s = time.monotonic()
         self.deadline_s: float | None = None
+        self.check: Callable[[], None] | None = None
         self.bytes_in = 0
         self._buffer = bytearray(READ_BYTES)
         self._view = memoryview(self._buffer)
         self._start = self._end = 0
         self._read_ahead = READ_BYTES
+        self._unfinished = 0  # bytes received since the last sign of life
         self._greeted = False
         self._limited = False
         if sock.family in (socket.AF_INET, socket.AF_INET6):
@@ -85,6 +93,7 @@ class Lane:
             frame = bytes(self._view[self._start : self._start + size])
             self._start += size
             message = codec.decode_body(header, frame[codec.HEADER_SIZE :])
+            self._alive()
             if isinstance(message, m.Unknown):
                 log.debug("< (unknown optional frame of type %#04x)", message.type)
                 continue
@@ -106,6 +115,7 @@ class Lane:
         at = have
         while at < length:
             at += self._receive_into(view[at:])
+        self._alive()
         self._read_ahead = HEAD_BYTES if length >= LARGE_PAYLOAD else READ_BYTES
         return view
 
@@ -127,18 +137,26 @@ class Lane:
         self._read_ahead = READ_BYTES
 
     def _receive_into(self, view: memoryview) -> int:
-        self._limit()
-        try:
-            count = self.sock.recv_into(view)
-        except TimeoutError:
-            raise PeerSilent("the peer says nothing") from None
-        except OSError as error:
-            raise LinkLost(f"the connection broke ({error.strerror or error})") from error
+        while True:
+            self._limit()
+            try:
+                count = self.sock.recv_into(view)
+                break
+            except TimeoutError:
+                continue  # the deadline tells whether it is over
+            except OSError as error:
+                raise LinkLost(f"the connection broke ({error.strerror or error})") from error
         if count == 0:
             raise LinkLost("the peer closed the connection")
-        self.last_received_s = time.monotonic()
         self.bytes_in += count
+        self._unfinished += count
+        if self._unfinished >= ALIVE_BYTES:
+            self._alive()
         return count
+
+    def _alive(self) -> None:
+        self.last_received_s = time.monotonic()
+        self._unfinished = 0
 
     # --- sending ---
 
@@ -172,7 +190,7 @@ class Lane:
             try:
                 sent = self.sock.sendmsg(views)
             except TimeoutError:
-                raise PeerSilent("the peer takes nothing") from None
+                continue
             except OSError as error:
                 raise LinkLost(f"the connection broke ({error.strerror or error})") from error
             self.last_sent_s = time.monotonic()
@@ -188,6 +206,9 @@ class Lane:
             left = self.deadline_s - time.monotonic()
             if left <= 0:
                 raise PeerSilent("the peer says nothing")
+            if self.check is not None:
+                self.check()
+                left = min(left, TICK_S)
             self.sock.settimeout(left)
         elif self._limited:
             self.sock.settimeout(None)

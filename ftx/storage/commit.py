@@ -1,8 +1,9 @@
 """The only module that renames: what makes a partial a file of the destination.
 
 G1 and G5, in this order and no other: the caller has verified every chunk and agreed on the root digest;
-metadata; sync of the file; rename; sync of the folders; only then may a receipt be given, and the journal go.
-A crash before the rename leaves the old file and a partial that resumes; one after it leaves the new file.
+sync of the contents; metadata, and a sync of it; rename; sync of the folders; only then may a receipt be given,
+and the journal go. A crash before the rename leaves the old file and a partial that resumes; one after it leaves
+the new file.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from itertools import chain
 
 from ftx.errors import DestinationError, Exists, IsFolder
 from ftx.options import Exists as Policy
@@ -17,7 +20,7 @@ from ftx.protocol.manifest import Entry
 from ftx.protocol.messages import SkipReason
 from ftx.storage import disk
 from ftx.storage.partial import Partial
-from ftx.storage.paths import Folder, Root, components
+from ftx.storage.paths import Folder, Root, file_components
 
 MAX_RENAMES = 10_000
 
@@ -37,7 +40,7 @@ def look(root: Root, entry: Entry, policy: Policy) -> SkipReason | None:
     Raises:
         IsFolder, Exists, DestinationError: the entry cannot have its name.
     """
-    parts = components(entry.path)
+    parts = file_components(entry.path)
     shown = disk.show(entry.path)
     with disk.destination_errors(entry.path):
         try:
@@ -61,9 +64,11 @@ def look(root: Root, entry: Entry, policy: Policy) -> SkipReason | None:
             if policy is Policy.FAIL:
                 raise Exists(f"{shown}: a different file of this name is at the destination")
             if policy is Policy.RENAME:
-                for name in _other_names(folder, parts[-1]):
+                for name in _other_names(parts[-1]):
                     other = disk.look(name, folder=folder.fd)
-                    if other is not None and same_file(other, entry):
+                    if other is None:
+                        break
+                    if same_file(other, entry):
                         return SkipReason.SAME
     return None
 
@@ -76,14 +81,9 @@ def _set_mode(folder: Folder, name: bytes, mode: int) -> None:
         os.close(fd)
 
 
-def _other_names(folder: Folder, name: bytes) -> list[bytes]:
-    """``name.1``, ``name.2`` … as far as they are taken, and one more."""
-    names = []
-    for number in range(1, MAX_RENAMES):
-        names.append(name + b".%d" % number)
-        if disk.look(names[-1], folder=folder.fd) is None:
-            break
-    return names
+def _other_names(name: bytes) -> Iterator[bytes]:
+    """``name.1``, ``name.2`` …"""
+    return (name + b".%d" % number for number in range(1, MAX_RENAMES))
 
 
 def publish(root: Root, partial: Partial, policy: Policy, *, fsync: bool) -> bytes:
@@ -94,14 +94,15 @@ def publish(root: Root, partial: Partial, policy: Policy, *, fsync: bool) -> byt
         Exists, IsFolder, DestinationError: the name cannot be had; the partial is kept.
     """
     entry = partial.entry
-    parts = components(entry.path)
+    parts = file_components(entry.path)
     with disk.destination_errors(entry.path):
         if disk.size(partial.fd) != entry.size:
             raise DestinationError(f"{disk.show(entry.path)}: somebody else changed its partial")
+        if fsync:
+            partial.seal()  # the long one: a crash in it leaves a partial that can be opened again
         disk.set_times(partial.fd, entry.mtime_ns)
         disk.set_mode(partial.fd, entry.mode)
         if fsync:
-            partial.sync()  # reports what is lost; then everything else about the file
             disk.sync_file(partial.fd)
         with root.folder(parts[:-1], make=True) as folder:
             name = _place(partial, folder, parts[-1], policy)
@@ -115,8 +116,7 @@ def _place(partial: Partial, folder: Folder, name: bytes, policy: Policy) -> byt
     if policy is Policy.REPLACE:
         disk.rename(partial.name, name, old_folder=partial.folder.fd, new_folder=folder.fd)
         return name
-    names = [name, *_other_names(folder, name)] if policy is Policy.RENAME else [name]
-    for candidate in names:
+    for candidate in chain([name], _other_names(name) if policy is Policy.RENAME else ()):
         try:
             disk.link(partial.name, candidate, old_folder=partial.folder.fd, new_folder=folder.fd)
         except FileExistsError:

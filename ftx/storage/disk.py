@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from ftx.errors import DestinationError, IsFolder, NoSpace, SourceError, SourceMissing
+from ftx.errors import DestinationError, IsFolder, NoSpace, SourceError, SourceMissing, TooLarge
 from ftx.protocol.manifest import Buffer
 
 #: G6: nothing below a root is opened through a link, and no FIFO can make an open wait.
@@ -170,6 +170,17 @@ def set_mode(fd: int, mode: int) -> None:
     os.fchmod(fd, mode & 0o777)
 
 
+def make_writable(name: bytes, *, folder: int) -> None:
+    """Let this user write to a file of its own again. PermissionError if that cannot be had."""
+    fd = open_at(name, os.O_RDONLY, folder=folder)
+    try:
+        if not is_own_file(os.fstat(fd)):
+            raise PermissionError(errno.EPERM, "it is not a file of its own")
+        set_mode(fd, 0o600)
+    finally:
+        os.close(fd)
+
+
 def set_times(fd: int, mtime_ns: int) -> None:
     os.utime(fd, ns=(mtime_ns, mtime_ns))
 
@@ -219,6 +230,8 @@ def destination_errors(path: bytes) -> Iterator[None]:
         match error.errno:
             case errno.ENOSPC | errno.EDQUOT:
                 raise NoSpace(f"{name}: no space left at the destination") from error
+            case errno.EFBIG:
+                raise TooLarge(f"{name}: larger than the destination's file system takes") from error
             case errno.EISDIR:
                 raise IsFolder(f"{name}: a folder has this name at the destination") from error
             case errno.ELOOP | errno.ENOTDIR:
@@ -240,5 +253,6 @@ def source_errors(path: bytes) -> Iterator[None]:
         raise SourceError(f"{show(path)}: {error.strerror or error}") from error
 
 
-def is_regular(info: os.stat_result) -> bool:
-    return stat.S_ISREG(info.st_mode)
+def is_own_file(info: os.stat_result) -> bool:
+    """A regular file of this user with no other name: writing to it changes nothing else (G6)."""
+    return stat.S_ISREG(info.st_mode) and info.st_uid == os.geteuid() and info.st_nlink == 1

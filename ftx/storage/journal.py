@@ -107,11 +107,11 @@ class Journal:
     def rewrite(self, header: JournalHeader, held: RangeSet) -> None:
         """Begin anew with this header and these chunks. Old records behind it no longer count (see the seed)."""
         start = encode_header(header)
-        self._seed = _CHECK.unpack(start[-_CHECK.size :])[0]
-        data = start + b"".join(encode_record(self._seed, a, b) for a, b in held)
+        seed = _CHECK.unpack(start[-_CHECK.size :])[0]
+        data = start + b"".join(encode_record(seed, a, b) for a, b in held)
         disk.write_at(self.fd, data, 0)
         disk.truncate(self.fd, len(data))
-        self._end = len(data)
+        self._seed, self._end = seed, len(data)
 
     def append(self, ranges: RangeSet) -> None:
         """Note chunks as held. Called after they were written, never before (G2, G4)."""

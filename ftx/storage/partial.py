@@ -19,14 +19,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 from ftx.errors import Busy, NoSpace
 from ftx.protocol.manifest import Buffer, ChunkDigests, DigestName, Entry, Grid, zeros
 from ftx.protocol.ranges import RangeSet
 from ftx.storage import disk
 from ftx.storage.journal import Journal, JournalHeader
-from ftx.storage.paths import BESIDE_PREFIX, BESIDE_SUFFIX, Folder, Root, components
+from ftx.storage.paths import BESIDE_PREFIX, BESIDE_SUFFIX, Folder, Root, file_components
 
 JOURNAL_BYTES = 16 * 1024 * 1024
 JOURNAL_S = 0.2
@@ -34,6 +33,9 @@ JOURNAL_S = 0.2
 SYNC_BYTES = 64 * 1024 * 1024
 DIRTY_BYTES = 256 * 1024 * 1024
 REMEMBERED = 8
+#: How long a new session waits for what an ended one left under way.
+CLOSE_S = 30.0
+JOURNAL_SUFFIX = b".journal"
 
 
 class SyncFailed(Exception):
@@ -63,7 +65,7 @@ class Partial:
         self.header = header
         self.key = key
         self.name = key + BESIDE_SUFFIX
-        self.journal_name = key + b".journal"
+        self.journal_name = key + JOURNAL_SUFFIX
         self._own = root.own_folder()
         self._lock = threading.Lock()
         self._sync_lock = threading.Lock()
@@ -71,10 +73,14 @@ class Partial:
         self._unjournaled = RangeSet()
         self._unjournaled_bytes = 0
         self._flushed = time.monotonic()
+        self._stale = False  # the journal says something else than it should
         self._unsynced = RangeSet()
         self._dirty = 0
+        self._lost = RangeSet()  # by a failed sync, and not written again yet
+        self._failures = 0  # of syncs
         self._users = 0
         self._closing = False
+        self.closed = threading.Event()
         self.fd = self._journal_fd = -1
         self.folder = self._own  # where the partial's name is; another folder if a rename would cross a mount
 
@@ -95,32 +101,61 @@ class Partial:
         journal = Journal(self._journal_fd)
         self._journal = journal
         before = journal.read()
-        flags = os.O_RDWR | os.O_CREAT
-        self.fd = disk.open_at(self.name, flags, 0o600, folder=self.folder.fd)
-        info = os.fstat(self.fd)
-        if not disk.is_regular(info) or info.st_nlink != 1:
-            raise OSError(errno.EPERM, "its partial is not a file of its own")
-        self.header = JournalHeader.of(self.header.peer, self.entry, self.header.digest, info.st_ino)
-        if before is not None:
+        found = self._open_file()
+        inode = os.fstat(self.fd).st_ino
+        self.header = JournalHeader.of(self.header.peer, self.entry, self.header.digest, inode)
+        if found and before is not None:  # a new file often gets the inode of the one that is gone
             self._inherit(*before)
         disk.truncate(self.fd, self.entry.size)
-        if self.doubted:
-            journal.rewrite(self.header.doubted(), self.doubted)
-        else:
-            journal.rewrite(self.header, self.held)
         self._marked = self.held.copy()
+        self._rewrite_journal()
 
     def _lock_journal(self) -> None:
-        while True:
+        while self._journal_fd < 0:
             fd = disk.open_at(self.journal_name, os.O_RDWR | os.O_CREAT, 0o600, folder=self._own.fd)
-            if not disk.lock(fd):
-                os.close(fd)
-                raise Busy(f"{disk.show(self.entry.path)}: another transfer is writing to it")
-            named = disk.look(self.journal_name, folder=self._own.fd)
-            if named is not None and named.st_ino == os.fstat(fd).st_ino:
+            try:
+                if not disk.lock(fd):
+                    raise Busy(f"{disk.show(self.entry.path)}: another transfer is writing to it")
+                named, info = disk.look(self.journal_name, folder=self._own.fd), os.fstat(fd)
+                if named is None or named.st_ino != info.st_ino:
+                    continue  # its owner committed and took the name away between our open and our lock
+                if not disk.is_own_file(info):
+                    raise OSError(errno.EPERM, "its journal is not a file of its own")
                 self._journal_fd = fd
-                return
-            os.close(fd)  # its owner committed and took the name away between our open and our lock
+            finally:
+                if self._journal_fd < 0:
+                    os.close(fd)
+
+    def _open_file(self) -> bool:
+        """Open the file itself, or make it; whether it was there. Until its commit it is for this user alone."""
+        folder = self.folder.fd
+        try:
+            self.fd = disk.open_at(self.name, os.O_RDWR, folder=folder)
+        except FileNotFoundError:
+            return self._make_file()
+        except PermissionError:
+            # A crash between its metadata and its rename left it with the mode of a source nobody may write to.
+            try:
+                disk.make_writable(self.name, folder=folder)
+            except PermissionError:
+                return self._make_file()
+            self.fd = disk.open_at(self.name, os.O_RDWR, folder=folder)
+        info = os.fstat(self.fd)
+        if info.st_nlink > 1:
+            # A crash between link and unlink: what was here is published under its other name.
+            os.close(self.fd)
+            self.fd = -1
+            return self._make_file()
+        if not disk.is_own_file(info):
+            raise OSError(errno.EPERM, "its partial is not a file of its own")
+        if info.st_mode & 0o777 != 0o600:
+            disk.set_mode(self.fd, 0o600)
+        return True
+
+    def _make_file(self) -> bool:
+        disk.unlink(self.name, folder=self.folder.fd)
+        self.fd = disk.open_at(self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600, folder=self.folder.fd)
+        return False
 
     def _inherit(self, before: JournalHeader, listed: RangeSet) -> None:
         """Take over what an earlier run left, as held or as doubted; or nothing, if it is not about this file."""
@@ -159,50 +194,79 @@ class Partial:
 
     def write(self, index: int, payload: Buffer) -> None:
         """Put a verified chunk in its place and note it."""
+        failures = self._begin(index, index + 1)
         disk.write_at(self.fd, payload, self.grid.offset(index))
-        self._mark(index, index + 1, len(payload))
+        self._mark(index, index + 1, len(payload), failures)
 
     def write_zeros(self, start: int, stop: int) -> None:
         """Make chunks ``[start, stop)`` zeros: holes stay holes, only data that is there is overwritten."""
         first, last = self.grid.offset(start), min(self.grid.offset(stop), self.grid.size)
+        written = failures = 0
         for at, end in disk.data_ranges(self.fd, first, last):
+            if not written:
+                failures = self._begin(start, stop)
             for offset in range(at, end, self.grid.chunk):
-                disk.write_at(self.fd, zeros(self.grid.chunk)[: end - offset], offset)
-        self._mark(start, stop, 0)
+                piece = zeros(self.grid.chunk)[: end - offset]
+                disk.write_at(self.fd, piece, offset)
+                written += len(piece)
+        self._mark(start, stop, written, failures)
 
     def keep(self, index: int) -> None:
         """A doubted chunk turned out to be the source's."""
-        self._mark(index, index + 1, 0)
+        self._mark(index, index + 1, 0, 0)
 
-    def _mark(self, start: int, stop: int, written: int) -> None:
+    def _begin(self, start: int, stop: int) -> int:
+        """Chunks are about to be written. Noted before, so that a sync that fails meanwhile counts them as lost."""
         with self._lock:
+            self._unsynced.add(start, stop)
+            return self._failures
+
+    def _mark(self, start: int, stop: int, written: int, failures: int) -> None:
+        """Chunks are in place; ``failures`` is what ``_begin`` said."""
+        with self._lock:
+            if written:
+                # And noted after, because a sync that succeeds meanwhile may not have seen them.
+                self._unsynced.add(start, stop)
+                self._dirty += written
+                if failures != self._failures:
+                    return  # lost already, and wanted again
+            self._lost.discard(start, stop)
             self._marked.add(start, stop)
             self._unjournaled.add(start, stop)
             self._unjournaled_bytes += written
-            if written:
-                self._unsynced.add(start, stop)
-                self._dirty += written
             full = self._unjournaled_bytes >= JOURNAL_BYTES
             if full or time.monotonic() - self._flushed >= JOURNAL_S:
                 self._flush()
 
     def _flush(self) -> None:
-        if self._unjournaled:
-            self._journal.append(self._unjournaled)
-            self._unjournaled = RangeSet()
-            self._unjournaled_bytes = 0
+        with suppress(OSError):  # a hint: a disk that fails shows itself where it matters; the next flush tries again
+            if self._stale:
+                self._rewrite_journal()
+            elif self._unjournaled:
+                self._journal.append(self._unjournaled)
+                self._unjournaled = RangeSet()
+                self._unjournaled_bytes = 0
         self._flushed = time.monotonic()
 
     def flush(self) -> None:
-        """Bring the journal up to date."""
+        """Bring the journal up to date, as far as the disk takes it."""
         with self._lock:
             self._flush()
 
     def trust(self) -> None:
         """Nothing is doubted any more: from here on the journal is about this very source."""
         with self._lock:
-            self._journal.rewrite(self.header, self._marked)
-            self._unjournaled = RangeSet()
+            self._stale = True
+            self._flush()
+
+    def _rewrite_journal(self) -> None:
+        """Begin the journal anew: what is held; while something is doubted, as chunks of another version."""
+        listed = self._marked.copy()
+        listed.update(self.doubted)
+        self._journal.rewrite(self.header.doubted() if self.doubted else self.header, listed)
+        self._stale = False
+        self._unjournaled = RangeSet()
+        self._unjournaled_bytes = 0
 
     def read(self, index: int, buffer: memoryview) -> memoryview:
         """Chunk ``index`` as the disk has it; shorter than the grid says if the file is."""
@@ -233,22 +297,31 @@ class Partial:
                     unsynced.update(self._unsynced)
                     self._unsynced = RangeSet()
                     self._dirty = 0
+                    self._lost.update(unsynced)
+                    self._failures += 1
                     self._marked.difference_update(unsynced)
-                    self._unjournaled.difference_update(unsynced)
-                    self._journal.rewrite(self.header.doubted() if self.doubted else self.header, self._marked)
+                    self._stale = True
+                    self._flush()
                 disk.drop_cache(self.fd)
                 raise SyncFailed(unsynced, error) from error
 
-    def settle(self) -> None:
-        """Before held chunks are read back: to the disk with them, and out of memory (G4)."""
+    def seal(self) -> None:
+        """The last sync, before the commit: a good one does not bring back what an earlier one lost (G5).
+
+        Raises:
+            SyncFailed: something is not on the disk.
+        """
         self.sync()
-        disk.drop_cache(self.fd)
+        with self._lock:
+            if self._lost:
+                raise SyncFailed(self._lost.copy(), OSError(errno.EIO, "an earlier sync failed"))
 
     # --- the end ---
 
     def remove_journal(self) -> None:
-        """After the commit; the partial's own name is gone already."""
-        disk.unlink(self.journal_name, folder=self._own.fd)
+        """After the commit; the partial's own name is gone already. One that stays goes when the entry comes again."""
+        with suppress(OSError):
+            disk.unlink(self.journal_name, folder=self._own.fd)
 
     def close(self) -> None:
         """Let go of it, when nobody uses it any more; what is there is kept for the next run."""
@@ -262,22 +335,26 @@ class Partial:
 
     def _close(self) -> None:
         if self._journal_fd >= 0 and self.fd >= 0:
-            with suppress(OSError):  # a full disk: the journal is a hint
-                self.flush()
+            self.flush()
         for fd in (self.fd, self._journal_fd):
             if fd >= 0:
                 os.close(fd)
         if self.folder is not self._own:
             os.close(self.folder.fd)
         os.close(self._own.fd)
+        self.closed.set()
 
+    def remember(self, before: Partial) -> None:
+        """Take over the digests of what an earlier session of this process has verified.
 
-@dataclass(frozen=True, slots=True)
-class _Memory:
-    """What this process has verified of a partial, and of which."""
-
-    header: JournalHeader
-    digests: ChunkDigests
+        Not of what it had not synced: an error may have come and gone since (G5). That is read back.
+        """
+        if before.header != self.header or before._failures:
+            return
+        self.digests = before.digests
+        for ranges in (self.held.complement(self.grid.count), before._unsynced):
+            for start, stop in ranges:
+                self.digests.forget(start, stop)
 
 
 class PartialStore:
@@ -291,7 +368,7 @@ class PartialStore:
     def __init__(self, root: Root, reserve: int) -> None:
         self.root = root
         self._reserve = reserve
-        self._memory: OrderedDict[bytes, _Memory] = OrderedDict()
+        self._memory: OrderedDict[bytes, Partial] = OrderedDict()
         self._open: set[bytes] = set()
         self._lock = threading.Lock()
 
@@ -301,14 +378,19 @@ class PartialStore:
         Raises:
             NameRefused, NoSpace, Busy, DestinationError: it cannot be.
         """
-        parts = components(entry.path)
-        key = hashlib.sha256(peer + entry.path).hexdigest()[:32].encode()
+        parts = file_components(entry.path)
+        key = _key(peer, entry.path)
         header = JournalHeader.of(peer, entry, digest, 0)
         with self._lock:
             if entry.path in self._open:
                 raise Busy(f"{disk.show(entry.path)}: another transfer is writing to it")
             self._open.add(entry.path)
         try:
+            with self._lock:
+                before = self._memory.get(key)
+            # Whoever was still reading or writing when it was released has it locked until that is over.
+            if before is not None and not before.closed.wait(CLOSE_S):
+                raise Busy(f"{disk.show(entry.path)}: the disk has not finished with an earlier transfer of it")
             with disk.destination_errors(entry.path):
                 partial = Partial(self.root, key, header, entry)
                 try:
@@ -322,11 +404,9 @@ class PartialStore:
                 self._open.discard(entry.path)
             raise
         with self._lock:
-            memory = self._memory.pop(key, None)
-        if memory is not None and memory.header == partial.header and partial.held:
-            partial.digests = memory.digests
-            for start, stop in partial.held.complement(partial.grid.count):
-                partial.digests.forget(start, stop)
+            self._memory.pop(key, None)
+        if before is not None:
+            partial.remember(before)
         return partial
 
     def _check_space(self, partial: Partial) -> None:
@@ -346,6 +426,40 @@ class PartialStore:
         with self._lock:
             self._open.discard(partial.entry.path)
             if not committed:
-                self._memory[partial.key] = _Memory(partial.header, partial.digests)
+                self._memory[partial.key] = partial
                 while len(self._memory) > REMEMBERED:
                     self._memory.popitem(last=False)
+
+    def clear(self, peer: bytes, entry: Entry, *, fsync: bool) -> None:
+        """The entry is there under its name already: end what a crash left of its commit (G5).
+
+        Raises:
+            DestinationError: its name cannot be made durable.
+        """
+        parts = file_components(entry.path)
+        key = _key(peer, entry.path)
+        try:
+            own = self.root.own_folder(make=False)
+        except OSError:
+            return  # none, or not this user's: nothing of ours is in it
+        with own, disk.destination_errors(entry.path):
+            if disk.look(key + JOURNAL_SUFFIX, folder=own.fd) is None:
+                return
+            fd = disk.open_at(key + JOURNAL_SUFFIX, os.O_RDWR, folder=own.fd)
+            try:
+                if not disk.lock(fd):
+                    return  # another transfer is at it
+                with self.root.folder(parts[:-1]) as folder:
+                    if fsync:
+                        self.root.sync(parts[:-1], folder)
+                    with suppress(OSError):  # what stays costs space, and the next run tries again
+                        disk.unlink(BESIDE_PREFIX + key + BESIDE_SUFFIX, folder=folder.fd)
+                        disk.unlink(key + BESIDE_SUFFIX, folder=own.fd)
+                        disk.unlink(key + JOURNAL_SUFFIX, folder=own.fd)
+            finally:
+                os.close(fd)
+
+
+def _key(peer: bytes, path: bytes) -> bytes:
+    """What names the partial of a peer and a path."""
+    return hashlib.sha256(peer + path).hexdigest()[:32].encode()

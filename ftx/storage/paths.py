@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import threading
 import unicodedata
 from contextlib import suppress
 from pathlib import Path
@@ -19,9 +21,19 @@ from ftx.storage import disk
 
 #: Where partials and journals live, at the root of every destination.
 OWN_FOLDER = b".ftx"
+#: Folders that a process remembers to be durable.
+MAX_DURABLE = 1024
 #: Partials that cannot live there, because a rename from there would cross a file system.
 BESIDE_PREFIX = b".ftx-"
 BESIDE_SUFFIX = b".part"
+
+#: The second name that the FAT family gives to ``.ftx``.
+_SHORT_NAME = re.compile(r"ftx~[0-9]+")
+#: What a file system that folds may overlook, besides format characters: of Unicode's Default_Ignorable_Code_Point
+#: (DerivedCoreProperties.txt) those that are none.
+_IGNORABLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]"
+)
 
 
 def components(path: bytes) -> tuple[bytes, ...]:
@@ -48,14 +60,28 @@ def components(path: bytes) -> tuple[bytes, ...]:
     return parts
 
 
+def file_components(path: bytes) -> tuple[bytes, ...]:
+    """The components of a file's path, one at least.
+
+    Raises:
+        NameRefused: as ``components``, and for the root itself.
+    """
+    parts = components(path)
+    if not parts:
+        raise NameRefused("a file without a name")
+    return parts
+
+
 def is_reserved(name: bytes) -> bool:
     """Whether a file system may take ``name`` for one of ftx's own, whatever it folds (case, NFC, ignorables)."""
-    text = unicodedata.normalize("NFKC", name.decode("utf-8", "replace"))
-    text = "".join(char for char in text if unicodedata.category(char) != "Cf").casefold()
+    text = name.decode("utf-8", "replace").casefold()
+    if not name.isascii():
+        text = _IGNORABLE.sub("", unicodedata.normalize("NFKC", text))
+        text = "".join(char for char in text if unicodedata.category(char) != "Cf").casefold()
     own, prefix, suffix = (part.decode() for part in (OWN_FOLDER, BESIDE_PREFIX, BESIDE_SUFFIX))
     # Trailing dots and spaces are dropped by the FAT family.
     text = text.rstrip(". ")
-    return text == own or (text.startswith(prefix) and text.endswith(suffix))
+    return text == own or (text.startswith(prefix) and text.endswith(suffix)) or bool(_SHORT_NAME.fullmatch(text))
 
 
 class Folder:
@@ -84,15 +110,15 @@ class Root:
     def __init__(self, path: Path) -> None:
         name = os.fsencode(path)
         with disk.destination_errors(name):
-            made = _make_all(path)
+            _make_all(path)
             self.fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            for folder in made:
-                _sync_path(folder)
         self.path = path
-        self._unsynced: set[tuple[bytes, ...]] = set()  # folders in which this process made a folder
+        self._lock = threading.Lock()
+        self._durable: set[tuple[bytes, ...]] = set()  # folders in which no folder was made since they were synced
 
     def close(self) -> None:
-        os.close(self.fd)
+        fd, self.fd = self.fd, -1
+        os.close(fd)
 
     def folder(self, parts: tuple[bytes, ...], *, make: bool = False) -> Folder:
         """Open the folder ``parts`` below the root, component by component, making what is missing if told.
@@ -118,18 +144,18 @@ class Root:
         except FileNotFoundError:
             if not make:
                 raise
-        try:
+        with self._lock, suppress(FileExistsError):  # another session or process was faster
+            self._durable.discard(above)
             disk.make_folder(part, 0o777, folder=fd)
-            self._unsynced.add(above)
-        except FileExistsError:
-            pass  # another session was faster
         return disk.open_folder(part, folder=fd)
 
-    def own_folder(self) -> Folder:
+    def own_folder(self, *, make: bool = True) -> Folder:
         """``.ftx``, made if missing, for this user alone."""
         try:
             fd = disk.open_folder(OWN_FOLDER, folder=self.fd)
         except FileNotFoundError:
+            if not make:
+                raise
             with suppress(FileExistsError):
                 disk.make_folder(OWN_FOLDER, 0o700, folder=self.fd)
             fd = disk.open_folder(OWN_FOLDER, folder=self.fd)
@@ -140,26 +166,37 @@ class Root:
         return Folder(fd)
 
     def sync(self, parts: tuple[bytes, ...], folder: Folder) -> None:
-        """Make ``folder``'s names durable, and those of every folder on the way that was made by this process (G5)."""
+        """Make ``folder``'s names durable, and those of every folder on the way to it (G5).
+
+        Once for a process, and again after it made a folder there. Not only then: a run that was killed may have
+        made them, and not come this far.
+        """
         disk.sync_folder(folder.fd)
-        for depth in range(len(parts) - 1, -1, -1):
-            if parts[:depth] in self._unsynced:
+        with self._lock:
+            for depth in range(len(parts) - 1, -1, -1):
+                if parts[:depth] in self._durable:
+                    continue
                 with self.folder(parts[:depth]) as above:
                     disk.sync_folder(above.fd)
-                self._unsynced.discard(parts[:depth])
+                if len(self._durable) >= MAX_DURABLE:
+                    self._durable.clear()  # G8: syncing again costs little
+                self._durable.add(parts[:depth])
 
 
-def _make_all(path: Path) -> list[Path]:
-    """Make a folder and its parents; the folders whose names changed by that."""
-    if path.is_dir():
-        return []
-    changed = _make_all(path.parent) if not path.parent.is_dir() else []
-    path.mkdir(exist_ok=True)
-    return [*changed, path.parent]
+def _make_all(path: Path) -> None:
+    """Make a folder and its parents, each durable before the next is made (G5)."""
+    if not path.is_dir():
+        _make_all(path.parent)
+        path.mkdir(exist_ok=True)
+    # Also where it was there: a run that was killed may have made it a moment before.
+    _sync_path(path.parent)
 
 
 def _sync_path(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        return  # what this user may not read it did not make
     try:
         disk.sync_folder(fd)
     finally:

@@ -40,6 +40,7 @@ class _Item:
     source: Source
     sent: int = 0
     reused: int | None = None  # what the receiver held before this run sent anything
+    missing: int | None = None  # the least that it missed when a session began
     ended: events.EntryEnded | None = None
     failure: FtxError | None = None
 
@@ -64,6 +65,8 @@ class SendRun:
         self._plan: Plan | None = None
         self._established = False
         self._reported_s = 0.0
+        self._sent_before = 0  # in the sessions before this one
+        self._warned = False
 
     def run(self) -> events.Finished:
         """Send everything; the last event."""
@@ -133,7 +136,8 @@ class SendRun:
 
     def _until_done(self, request: m.Open, keys: dict[m.Method, bytes], identity: bytes) -> None:
         """Sessions until one ends well, with back-off in between."""
-        attempt, progress_s, before = 0, time.monotonic(), self._progress()
+        attempt, progress_s = 0, time.monotonic()
+        before: tuple[int, int] | None = None  # what the first session moved is known when the second begins
         while True:
             try:
                 return self._session(request, keys, identity)
@@ -157,14 +161,17 @@ class SendRun:
     def _session(self, request: m.Open, keys: dict[m.Method, bytes], identity: bytes) -> None:
         options = self._options
         lane = Lane(dial.connect(options.host, options.port, options.timeout_s, self._stop.check), dialer=True)
+        lane.check = self._stop.check
         try:
             lane.deadline_s = time.monotonic() + options.timeout_s
             handshake.dial(lane, keys, identity, self._confirmed)
             lane.deadline_s = time.monotonic() + options.timeout_s
             request = replace(request, session=secrets.token_bytes(16))
-            opened = handshake.open_session(lane, request, options.timeout_s)
-            lane.deadline_s = None
             lane.order.opened(Role.SENDER)
+            opened = handshake.open_session(lane, request, options.timeout_s)
+            if opened.lanes != request.lanes:
+                raise ProtocolError(f"{opened.lanes} lanes granted where {request.lanes} were asked for")
+            lane.deadline_s = None
             self._established = True
             self._emit(events.SessionUp(request.session.hex(), f"{options.host}:{options.port}", False, opened.lanes))
             self._transfer(lane, opened)
@@ -176,6 +183,7 @@ class SendRun:
             lane.close()
 
     def _transfer(self, lane: Lane, opened: m.Opened) -> None:
+        self._sent_before = self._moved()[0]
         self._plan = plan = Plan(self._options.digest)
         plan.opened(opened.window)
         sources = [item.source for item in self._items.values() if item.ended is None]
@@ -184,10 +192,12 @@ class SendRun:
             session.run(self._stop, self._tick)
         finally:
             self._plan = None
-            for source, sent, held in session.unfinished():
+            for source, sent, held, missing in session.unfinished():
                 item = self._items[source]
                 item.sent += sent
                 item.reused = held if item.reused is None else item.reused
+                if missing is not None:
+                    item.missing = missing if item.missing is None else min(item.missing, missing)
 
     def _confirmed(self) -> bool:
         return self._options.accept_new or (self._confirm is not None and self._confirm(self._options.host))
@@ -204,7 +214,10 @@ class SendRun:
         return sent, reused
 
     def _progress(self) -> tuple[int, int]:
-        return self._moved()[0], sum(item.ended is not None for item in self._items.values())
+        """What has arrived, as the receiver says: what was only sent may have gone nowhere."""
+        items = self._items.values()
+        missing = sum(item.source.grid.size if item.missing is None else item.missing for item in items)
+        return missing, sum(item.ended is not None for item in items)
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -212,7 +225,7 @@ class SendRun:
         if plan is None or now - self._reported_s < PROGRESS_S:
             return
         self._reported_s = now
-        sent, reused = self._moved()
+        reused = self._moved()[1]
         ended = [item for item in self._items.values() if item.ended]
         first = all(item.reused is None for item in self._items.values())
         total = self._bytes_total()
@@ -221,7 +234,7 @@ class SendRun:
             events.Progress(
                 bytes_total=total,
                 bytes_done=min(done, total),
-                bytes_sent=sent + plan.bytes_sent,
+                bytes_sent=self._sent_before + plan.bytes_sent,
                 bytes_reused=plan.bytes_held if first else reused,
                 files_total=len(self._items),
                 files_done=len(ended),
@@ -243,6 +256,9 @@ class SendRun:
             item.sent += outcome.sent
             if state == "failed":
                 item.failure = from_wire(outcome.code, outcome.message)
+            if state == "done" and not outcome.durable and not self._warned:
+                self._warned = True
+                self._emit(events.Warn("the receiver does not wait for its disk: a power cut there may undo this"))
             if outcome.root:
                 digest = f"{self._options.digest.label}:{outcome.root.hex()}"
         item.ended = events.EntryEnded(

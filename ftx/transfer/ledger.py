@@ -65,7 +65,10 @@ class Compare:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Publish the entry, report with ``Ledger.committed``, ``Ledger.lost`` or ``Ledger.fail``."""
+    """Publish the entry, report with ``Ledger.committed``, ``Ledger.lost`` or ``Ledger.fail``.
+
+    Void, and to be dropped, if ``Receiving.committing`` is not set any more: a failed sync came between.
+    """
 
     entry: int
 
@@ -198,7 +201,7 @@ class Ledger:
     def _folder(self, message: m.Folder) -> list[Action]:
         if message.first <= self._highest:
             raise ProtocolError(f"entry id {message.first} was used before")
-        if message.first + len(message.entries) > 2**64:
+        if message.first + len(message.entries) > 2**63:
             raise ProtocolError(f"entry ids from {message.first} on do not fit into their field")
         if len(self._live) + len(message.entries) > self._window:
             raise ProtocolError(f"more than {self._window} entries outstanding")
@@ -207,7 +210,7 @@ class Ledger:
             path = message.path + b"/" + offered.name if message.path else offered.name
             self._highest = entry_id
             entry = Entry(
-                entry_id, offered.kind, path, offered.size, offered.allocated, offered.mode,
+                entry_id, offered.kind, path, offered.size, min(offered.allocated, offered.size), offered.mode,
                 offered.mtime_ns, offered.tag, offered.target,
             )  # fmt: skip
             problem = _problem(offered)
@@ -305,6 +308,8 @@ class Ledger:
             if receiving is None:
                 return None
             ranges = [(item.first, item.first + item.count) for item in message.ranges]
+            if not ranges:
+                raise ProtocolError(f"ZEROS for no chunk of entry {message.entry}")
             for start, stop in ranges:
                 if start >= stop or not receiving.missing.covers(start, stop):
                     raise ProtocolError(f"zeros for chunks {start} to {stop}, which were not asked for")

@@ -121,6 +121,7 @@ class _Sending:
     filed: _Need | None = None
     sent: int = 0
     held: int = 0
+    missing: int | None = None
 
     def need(self) -> _Need | None:
         """The most urgent thing to do for this entry; None when it waits for the receiver or for a job."""
@@ -164,7 +165,7 @@ class Plan:
 
     def opened(self, window: int) -> None:
         with self._lock:
-            self._window = window
+            self._window = max(window, m.INITIAL_WINDOW)  # a receiver always takes so many
 
     def room(self) -> int:
         """How many more entries may be offered now."""
@@ -372,6 +373,8 @@ class Plan:
                 if sending.repairs[index] > m.MAX_REPAIRS:
                     raise ProtocolError(f"chunk {index} of entry {message.entry} is wanted again and again")
             sending.wanted.add(item.first, stop)
+        if first_answer:
+            sending.missing = sending.grid.bytes_in(sending.wanted)
         self._file(sending)
 
     def _ask(self, message: m.AskDigests) -> None:
@@ -502,6 +505,12 @@ class Plan:
         with self._lock:
             sending = self._live.get(entry_id)
             return (sending.sent, sending.held) if sending else (0, 0)
+
+    def missing(self, entry_id: int) -> int | None:
+        """Bytes of a live entry that the receiver neither held nor doubted when it answered; None before that."""
+        with self._lock:
+            sending = self._live.get(entry_id)
+            return sending.missing if sending else None
 
     @property
     def pause_reason(self) -> str | None:

@@ -11,11 +11,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import assert_never
 
-from ftx.errors import DestinationError, FtxError, PeerSilent, Unsupported, from_wire
+from ftx.errors import DestinationError, FtxError, PeerSilent, Superseded, Unsupported, from_wire
 from ftx.net.lane import Lane
 from ftx.options import Exists
 from ftx.protocol import messages as m
@@ -41,6 +40,8 @@ from ftx.transfer.ledger import (
 TICK_S = 0.2
 LEAVE_S = 4.0
 LAST_WORD_S = 0.5
+#: A session that was superseded is a ghost, mostly; its successor waits for the partial meanwhile.
+GHOST_S = 0.3
 WINDOW = 64  #: entries that a sender may have outstanding
 
 _XXH3 = DigestName.XXH3_128.function
@@ -85,6 +86,7 @@ class ReceiveSession:
         self._timeout_s = timeout_s
         self._on_ended = on_ended
         self._partials: dict[int, Partial] = {}
+        self._over = False
         self._lock = threading.Lock()
         self._outbox: deque[m.Message] = deque()
         self._out = threading.Condition()
@@ -126,6 +128,7 @@ class ReceiveSession:
         finally:
             with self._lock:
                 partials, self._partials = self._partials, {}
+                self._over = True
             for partial in partials.values():
                 self._store.release(partial, committed=False)
 
@@ -156,7 +159,7 @@ class ReceiveSession:
             self._last_word = m.Error(error.wire, str(error))
             self._out.notify_all()
         if self._quiet.wait(LAST_WORD_S):
-            self._lane.drain(m.DRAIN_S)
+            self._lane.drain(GHOST_S if isinstance(error, Superseded) else m.DRAIN_S)
 
     # --- actions ---
 
@@ -284,6 +287,8 @@ class ReceiveSession:
             if entry.kind is not Kind.FILE:
                 raise Unsupported(f"{disk.show(placed.path)}: this receiver takes files only so far")
             reason = commit.look(self._store.root, placed, self._policy)
+            if reason is m.SkipReason.SAME:
+                self._store.clear(self._peer, placed, fsync=self._fsync)
             if reason is not None:
                 return Leave(reason)
             partial = self._store.open(self._peer, placed, self._digest)
@@ -291,6 +296,9 @@ class ReceiveSession:
             return Reject(error.wire, str(error))
         with self._lock:
             self._partials[entry.id] = partial
+            over = self._over
+        if over:  # the disk was slow, and nobody waits for it any more
+            self._release(entry.id)
         return Take(partial.held, partial.doubted, partial.digests)
 
     def _tell(self, entry: Entry, verdict: Leave | Reject) -> None:
@@ -344,8 +352,7 @@ class ReceiveSession:
             with partial.use() as alive:
                 if not alive:
                     continue
-                with suppress(OSError):  # a hint; a disk that is full shows itself where it matters
-                    partial.flush()
+                partial.flush()
                 if self._fsync and partial.dirty >= SYNC_BYTES:
                     self._sync(entry_id, partial)
 
@@ -366,19 +373,25 @@ class ReceiveSession:
         if partial is None or receiving is None:
             return
         try:
-            commit.publish(self._store.root, partial, self._policy, fsync=self._fsync)
+            with partial.use() as alive:
+                if not alive:
+                    return
+                commit.publish(self._store.root, partial, self._policy, fsync=self._fsync)
+                actions = self.ledger.committed(entry_id, durable=self._fsync)
+                with self._lock:
+                    self._partials.pop(entry_id, None)
+                self._act(actions)
+                # Only now: a crash before this leaves a journal without a partial, and `clear` ends what is left to do.
+                partial.remove_journal()
         except SyncFailed as failure:
-            self._act(self.ledger.lost(entry_id, failure.lost))
+            if failure.lost:
+                self._act(self.ledger.lost(entry_id, failure.lost))
+            else:  # nothing that sending again would mend
+                self._fail(entry_id, DestinationError(f"{disk.show(partial.entry.path)}: {failure}"))
             return
         except FtxError as error:
             self._fail(entry_id, error)
             return
-        actions = self.ledger.committed(entry_id, durable=self._fsync)
-        with self._lock:
-            del self._partials[entry_id]
-        self._act(actions)
-        # Only now: a crash before this leaves a journal without a partial, which the next run throws away.
-        partial.remove_journal()
         self._store.release(partial, committed=True)
         reused = receiving.grid.bytes_in(receiving.held)
         assert receiving.root is not None
@@ -394,6 +407,7 @@ class ReceiveSession:
         with partial.use() as alive:
             if not alive:
                 return
+            self._settle(job.entry, partial)
             for at in range(0, len(job.digests), size):
                 index = job.first + at // size
                 payload = self._read_back(partial, index)
@@ -416,15 +430,16 @@ class ReceiveSession:
         with partial.use() as alive:
             if not alive:
                 return
-            if entry_id not in self._settled:
-                self._settled.add(entry_id)
-                self._settle(entry_id, partial)
+            self._settle(entry_id, partial)
             payload = self._read_back(partial, index)
         digest = None if payload is None else self._digest.function(payload)
         self._act(self.ledger.rehashed(entry_id, index, digest))
 
     def _settle(self, entry_id: int, partial: Partial) -> None:
-        """To the disk with what is held, and out of memory: the disk is to be read, not the cache."""
+        """To the disk with what is held, and out of memory: the disk is to be read, not the cache (G4)."""
+        if entry_id in self._settled:
+            return
+        self._settled.add(entry_id)
         if self._fsync:
             self._sync(entry_id, partial)
         disk.drop_cache(partial.fd)

@@ -21,6 +21,7 @@ from ftx.errors import (
     Interrupted,
     Leaving,
     ProtocolError,
+    Refused,
     SomeFailed,
     Superseded,
     Unsupported,
@@ -46,6 +47,9 @@ PROGRESS_S = 0.25
 LEAVE_S = 5.0
 #: Connections that have not been let in yet; at more, the oldest goes (G8, G9).
 MAX_STRANGERS = 512
+#: Processes that a newer run took over from, as many as are remembered.
+MAX_SUPERSEDED = 256
+SUPERSEDED = "a newer run of the same job took over"
 
 
 @dataclass(slots=True)
@@ -78,6 +82,7 @@ class _Session:
     address: str
     work: ReceiveSession
     job: tuple[bytes, bytes]
+    process: bytes
     retry_for_s: int
     started_s: float = field(default_factory=time.monotonic)
     over: threading.Event = field(default_factory=threading.Event)
@@ -99,6 +104,7 @@ class Receiver:
         self._lock = threading.Lock()
         self._strangers: OrderedDict[Lane, None] = OrderedDict()
         self._sessions: dict[tuple[bytes, bytes], _Session] = {}
+        self._superseded: OrderedDict[tuple[bytes, bytes], None] = OrderedDict()  # (peer, process)
         self._stopping = False
         self._interrupted = False  # sessions were under way when it was stopped
         self._first: tuple[bytes, bytes] | None = None
@@ -213,9 +219,11 @@ class Receiver:
 
     def _session(self, lane: Lane, address: str, greeting: handshake.Greeting, request: m.Open | m.Attach) -> None:
         if isinstance(request, m.Attach):
-            raise ProtocolError("this receiver grants one lane, and the session has it")
+            raise Refused("this receiver grants one lane, and the session has it")
         if request.role is not Role.SENDER:
             raise Unsupported("this receiver does not send files")
+        if request.lanes < 1:
+            raise ProtocolError("OPEN for no lane")
         paths.components(request.folder)
         lane.deadline_s = None
         session = _Session(
@@ -223,6 +231,7 @@ class Receiver:
             address=address,
             work=None,  # type: ignore[arg-type] # set in the next line: the two know each other
             job=(greeting.peer, request.job),
+            process=request.process,
             retry_for_s=request.retry_for_s,
         )
         session.work = self._work(lane, greeting, request, session)
@@ -257,15 +266,22 @@ class Receiver:
         It is a ghost, of a link that broke or a process that was killed; or a run that somebody started twice:
         then the older one is told, and does not come back.
         """
+        peer, _ = session.job
         while True:
             with self._lock:
+                if (peer, session.process) in self._superseded:
+                    raise Superseded(SUPERSEDED)  # it did not hear it, and is back
                 older = self._sessions.get(session.job)
                 if older is None:
                     if not self._sessions:
                         self._recent = _Totals()
                     self._sessions[session.job] = session
                     return
-            older.work.stop(Superseded("a newer run of the same job took over"))
+                if older.process != session.process:
+                    self._superseded[peer, older.process] = None
+                    while len(self._superseded) > MAX_SUPERSEDED:
+                        self._superseded.popitem(last=False)
+            older.work.stop(Superseded(SUPERSEDED))
             while not older.over.wait(m.PING_S):
                 lane.send(m.Busy(0))
 

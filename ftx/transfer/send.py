@@ -94,10 +94,10 @@ class SendSession:
                 self._report()
                 on_tick()
 
-    def unfinished(self) -> Iterator[tuple[Source, int, int]]:
-        """After a session that broke: each source that was under way, bytes sent of it and bytes held."""
+    def unfinished(self) -> Iterator[tuple[Source, int, int, int | None]]:
+        """After a session that broke: each source that was under way, bytes sent of it, bytes held and missing."""
         for entry_id, source in self._sources.items():
-            yield source, *self.plan.moved(entry_id)
+            yield source, *self.plan.moved(entry_id), self.plan.missing(entry_id)
 
     def _check_alive(self) -> None:
         if time.monotonic() - self._lane.last_received_s > self._timeout_s:

@@ -1,0 +1,844 @@
+"""A small peer of the ftx protocol, version 1: both roles, one lane, plain mode. The words are those of protocol.md.
+
+`send` dials and sends one file; `receive` accepts one connection and takes the files of its session. Both return the
+totals of BYE. Both take `trace`, a list that gets (side, name, fields) of each frame, and `tamper(side, name, frame)`,
+which may change the bytes of a frame on its way; side is "said" or "heard".
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import hmac
+import os
+import random
+import secrets
+import select
+import socket
+import stat
+import struct
+import time
+import unicodedata
+from collections import Counter, deque
+from pathlib import Path
+
+import xxhash
+
+XXH3_128, SHA_256 = 1, 2
+OPEN, RUN_KEY, SECRET = 0, 1, 2
+CRITICAL, DURABLE, MAX_REPAIRS, WINDOW, AT_ONCE = 0x01, 0x01, 3, 64, 64
+HEADER = ">4sHH32sQq16sIB3xQH"  # of the journal, up to the path
+VALUES = {"Role": (1, 2), "Mode": (0,), "Kind": (1, 2, 3), "Digest": (1, 2), "Reason": (1, 2)}
+NUMBERS = {"u8": ">B", "u16": ">H", "u32": ">I", "u64": ">Q", "i64": ">q"} | dict.fromkeys(VALUES, ">B")
+# A kind is a number, `16` (so many bytes), `u16:255` (at most so many bytes) or `u8*32*Tlv` (at most so many records).
+RECORDS = {
+    "Tlv": "type=u16 value=u16:1024",
+    "ProofItem": "method=u8 mac=32",
+    "SkipItem": "entry=u64 reason=Reason",
+    "Range": "first=u64 count=u64",
+    "RefuseItem": "entry=u64 code=u16 message=u16:1024",
+    "ReceiptItem": "entry=u64 flags=u8 root=u8:32",
+    "Offered": "kind=Kind name=u16:255 size=u64 allocated=u64 mode=u32 mtime_ns=i64 tag=16 target=u16:4096 "
+    "tlvs=u8*32*Tlv",
+}
+MESSAGES = {  # name: (type, longest body, layout)
+    "HELLO": (0x01, 4096, "magic=4 version_min=u16 version_max=u16 nonce=32 identity=32 tlvs=u8*32*Tlv"),
+    "PROOF": (0x02, 4096, "signature=u16:128 proofs=u8*4*ProofItem tlvs=u8*32*Tlv"),
+    "OPEN": (0x03, 8192, "session=16 process=16 job=32 role=Role mode=Mode lanes=u8 retry_for_s=u32 digest=Digest "
+             "folder=u16:4096 tlvs=u8*32*Tlv"),
+    "OPENED": (0x04, 4096, "lanes=u8 window=u32 tlvs=u8*32*Tlv"),
+    "ATTACH": (0x05, 1024, "session=16 lane=u8"),
+    "ATTACHED": (0x06, 1024, ""),
+    "FOLDER": (0x10, 262144, "path=u16:4096 first=u64 entries=u16*1024*Offered"),
+    "FOLDER_END": (0x11, 8192, "path=u16:4096 flags=u8 mode=u32 mtime_ns=i64"),
+    "SKIP": (0x12, 16384, "items=u16*1024*SkipItem"),
+    "WANT": (0x13, 262144, "entry=u64 held=u64 ranges=u16*4096*Range"),
+    "REFUSE": (0x14, 65536, "items=u16*1024*RefuseItem"),
+    "ASK_DIGESTS": (0x15, 64, "entry=u64 digest=Digest first=u64 count=u32"),
+    "DIGESTS": (0x16, 262144, "entry=u64 digest=Digest first=u64 digests=u32:131072"),
+    "DATA": (0x20, 32 + (16 << 20), "entry=u64 index=u64 digest=16 payload=rest"),
+    "ZEROS": (0x21, 65568, "entry=u64 ranges=u16*4096*Range"),
+    "FINISH": (0x22, 64, "entry=u64 root=u8:32"),
+    "RECEIPT": (0x23, 131072, "items=u16*1024*ReceiptItem"),
+    "CANCEL": (0x24, 2048, "entry=u64 code=u16 message=u16:1024"),
+    "PING": (0x30, 0, ""),
+    "BUSY": (0x31, 8, "counter=u64"),
+    "PAUSE": (0x32, 2048, "code=u16 message=u16:1024"),
+    "RESUME": (0x33, 0, ""),
+    "BYE": (0x3E, 24, "done=u64 skipped=u64 failed=u64"),
+    "ERROR": (0x3F, 2048, "code=u16 message=u16:1024"),
+}  # fmt: skip
+NAMES = {number: name for name, (number, _, _) in MESSAGES.items()}
+SAID_BY_SENDER = {"FOLDER", "FOLDER_END", "DIGESTS", "DATA", "ZEROS", "FINISH", "CANCEL", "PING", "BYE"}
+SAID_BY_RECEIVER = {"SKIP", "WANT", "REFUSE", "ASK_DIGESTS", "RECEIPT", "PING", "BUSY", "PAUSE", "RESUME"}
+
+
+class BrokenLink(Exception):
+    """The stream ended without BYE or ERROR, was damaged or silent, or the peer is something else than ftx."""
+
+
+class SessionError(Exception):
+    """The session ends with an error code that was found here."""
+
+    def __init__(self, code, message):
+        super().__init__(f"{code}: {message}")
+        self.code, self.message = code, message
+
+
+class PeerError(SessionError):
+    """The peer said ERROR."""
+
+
+def require(holds, message, code=2):
+    """Ends the session unless a rule of the document holds."""
+    if not holds:
+        raise SessionError(code, message)
+
+
+# --- Fields, frames, digests, grid ---
+
+
+def encode(layout, fields):
+    """The bytes of a body or record."""
+    out = b""
+    for name, kind in (part.split("=") for part in layout.split()):
+        value, (size, *record) = fields[name], kind.replace(":", "*").split("*")
+        if len(record) == 2:
+            out += struct.pack(NUMBERS[size], len(value)) + b"".join(encode(RECORDS[record[1]], one) for one in value)
+        elif record:
+            out += struct.pack(NUMBERS[size], len(value)) + value
+        else:
+            out += struct.pack(NUMBERS[kind], value) if kind in NUMBERS else value
+    return out
+
+
+def decode(layout, body, at=0):
+    """The fields of a body or record, and where it ends."""
+    fields = {}
+
+    def take(count):
+        nonlocal at
+        require(count <= len(body) - at, "a body is too short")
+        at += count
+        return bytes(body[at - count : at])
+
+    for name, kind in (part.split("=") for part in layout.split()):
+        size, *record = kind.replace(":", "*").split("*")
+        if size in NUMBERS:
+            (value,) = struct.unpack(NUMBERS[size], take(struct.calcsize(NUMBERS[size])))
+            require(value in VALUES.get(kind, (value,)), f"{value} is no {kind}")
+        else:
+            value = take(int(size) if size != "rest" else len(body) - at)
+        if record:
+            require(value <= int(record[0]), f"{name} is above its limit")
+            count, value = value, take(value) if len(record) == 1 else []
+            for _ in range(count if len(record) == 2 else 0):
+                one, at = decode(RECORDS[record[1]], body, at)
+                value.append(one)
+        fields[name] = value
+    return fields, at
+
+
+def check_of(raw):
+    """The check of a frame. In DATA it covers 32 bytes of the body."""
+    return xxhash.xxh3_64_digest(raw[:8] + (raw[16:48] if raw[0] == 0x20 else raw[16:]))
+
+
+def raw_frame(number, body, flags=CRITICAL):
+    """A frame of any type."""
+    raw = struct.pack(">BBHIQ", number, flags, 0, len(body), 0) + body
+    return raw[:8] + check_of(raw) + body
+
+
+def frame(name, **fields):
+    """A frame of version 1."""
+    return raw_frame(MESSAGES[name][0], encode(MESSAGES[name][2], fields), name not in ("PING", "BUSY"))
+
+
+def parse(raw):
+    """The fields of a frame of version 1, which must end with its last field."""
+    fields, end = decode(MESSAGES[NAMES[raw[0]]][2], raw, 16)
+    require(end == len(raw), "a body is too long")
+    return fields
+
+
+def critical_tlvs(fields):
+    """Text that names the critical TLVs: none is known."""
+    kinds = [tlv["type"] for tlv in fields.get("tlvs", ()) if tlv["type"] & 0x8000]
+    return ", ".join(f"unknown critical TLV 0x{kind:04x}" for kind in kinds)
+
+
+def digest_of(digest, data):
+    """A digest by its number."""
+    return xxhash.xxh3_128_digest(data) if digest == XXH3_128 else hashlib.sha256(data).digest()
+
+
+def root_of(digest, chunks, size):
+    """The root digest over the digests of all chunks."""
+    return digest_of(digest, b"".join(chunks[index] for index in range(grid(size)[1])) + struct.pack(">Q", size))
+
+
+def grid(size):
+    """Chunk size and number of chunks of a file of this size."""
+    chunk = 1 << 20
+    while chunk < 16 << 20 and size > chunk * 65536:
+        chunk *= 2
+    return chunk, -(-size // chunk)
+
+
+def span(size, index):
+    """Length and offset of a chunk."""
+    chunk, _ = grid(size)
+    return min(chunk, size - index * chunk), index * chunk
+
+
+def to_ranges(indexes):
+    """Indexes as Range records."""
+    ranges = []
+    for index in sorted(indexes):
+        if ranges and sum(ranges[-1].values()) == index:
+            ranges[-1]["count"] += 1
+        else:
+            ranges.append({"first": index, "count": 1})
+    return ranges
+
+
+def from_ranges(ranges, size):
+    """The indexes in Range records, which must lie inside the grid."""
+    count = grid(size)[1]
+    for one in ranges:
+        require(0 < one["count"] <= count and one["first"] <= count - one["count"], "a range outside the grid")
+    return [index for one in ranges for index in range(one["first"], one["first"] + one["count"])]
+
+
+# --- The lane ---
+
+
+class Lane:
+    """One connection. It reads while it writes, and says PING or BUSY in time."""
+
+    def __init__(self, sock, timeout_s=30.0, tamper=None, trace=None):
+        self.sock, self.timeout_s, self.idle, self.counter = sock, timeout_s, None, 0
+        self.tamper, self.trace = tamper or (lambda side, name, raw: raw), [] if trace is None else trace
+        self.said_at = self.heard_at = time.monotonic()
+        self.came, self.going, self.ended = bytearray(), bytearray(), False
+        sock.setblocking(False)
+
+    def turn(self, wait_s):
+        """Writes what can go, reads what has come."""
+        try:
+            reads, writes = [] if self.ended else [self.sock], [self.sock] if self.going else []
+            readable, writable, _ = select.select(reads, writes, [], wait_s)
+            if readable:
+                came = self.sock.recv(1 << 18)
+                self.came += came
+                self.ended, self.heard_at = not came, time.monotonic()
+            if writable:
+                del self.going[: self.sock.send(self.going[: 1 << 18])]
+        except OSError:
+            self.ended = True
+            self.going.clear()
+        if time.monotonic() - self.heard_at > self.timeout_s:
+            raise BrokenLink("the peer is silent")
+
+    def write(self, raw):
+        """Sends bytes."""
+        self.going += raw
+        while self.going:
+            self.turn(0.5)
+        self.said_at = time.monotonic()
+
+    def say(self, name, **fields):
+        """Sends a frame; returns its bytes as they went out."""
+        self.trace.append(("said", name, fields))
+        raw = self.tamper("said", name, frame(name, **fields))
+        self.write(raw)
+        return raw[: 16 + int.from_bytes(raw[4:8], "big")]
+
+    def grease(self):
+        """Sends a frame whose type never means anything."""
+        self.write(raw_frame(random.randint(0xE0, 0xEF), secrets.token_bytes(random.randint(0, 64)), 0))
+
+    def keep_alive(self, name):
+        """Says PING or BUSY if nothing was said for a second."""
+        if name and time.monotonic() - self.said_at > 1:
+            self.counter += 1
+            self.say(name, **({"counter": self.counter} if name == "BUSY" else {}))
+
+    def hear(self, names, wait_s=None, deadline=float("inf")):
+        """The next frame but PING and BUSY, as (name, fields, bytes); None if it does not come in `wait_s`."""
+        until = deadline if wait_s is None else time.monotonic() + wait_s
+        while True:
+            raw = self._frame("HELLO" in names)
+            if raw:
+                heard = self._look(raw, names)
+                if heard[0] in ("PING", "BUSY", "unknown"):
+                    continue
+                return heard
+            if self.ended or time.monotonic() > deadline:
+                raise BrokenLink("the stream ended" if self.ended else "the handshake took too long")
+            self.keep_alive(self.idle)
+            self.turn(min(0.2, max(0, until - time.monotonic())))
+            if not self.came and time.monotonic() >= until and wait_s is not None:
+                return None
+
+    def _frame(self, is_first):
+        """The next frame, if it is there as a whole."""
+        if is_first and self.came and self.came[0] not in (0x01, 0x3F):
+            raise BrokenLink(f"the peer is something else than ftx: {bytes(self.came[:8])!r}")
+        if len(self.came) < 16:
+            return None
+        number, length = self.came[0], int.from_bytes(self.came[4:8], "big")
+        require(length <= (MESSAGES[NAMES[number]][1] if number in NAMES else 65536), "a body above its limit")
+        if len(self.came) < 16 + length:
+            return None
+        raw = bytes(self.came[: 16 + length])
+        del self.came[: 16 + length]
+        return raw
+
+    def _look(self, raw, names):
+        """Checks a frame that came; returns (name, fields, bytes)."""
+        name = NAMES.get(raw[0], "unknown")
+        raw = self.tamper("heard", name, raw)
+        if raw[8:16] != check_of(raw):
+            raise BrokenLink("a frame was damaged")
+        fields = parse(raw) if name in MESSAGES else {"type": raw[0], "flags": raw[1]}
+        self.trace.append(("heard", name, fields))
+        if name == "ERROR":
+            raise PeerError(fields["code"], fields["message"].decode(errors="replace"))
+        require(name != "unknown" or not raw[1] & CRITICAL, f"unknown critical frame 0x{raw[0]:02x}", 4)
+        require(not critical_tlvs(fields), critical_tlvs(fields), 4)
+        require(name in names or name == "unknown" and "HELLO" not in names, f"{name} must not come here")
+        return name, fields, raw
+
+    def drain(self):
+        """Reads and discards, until the end of the stream, 256 KiB or 2 seconds."""
+        most, until = len(self.came) + (256 << 10), time.monotonic() + 2
+        while not self.ended and len(self.came) < most and time.monotonic() < until:
+            self.turn(0.1)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        with self.sock:
+            if isinstance(error, SessionError) and not isinstance(error, PeerError):
+                self.say("ERROR", code=error.code, message=error.message.encode()[:1024])
+                self.drain()
+
+
+# --- The handshake ---
+
+
+def transcript_of(dialer_hello, listener_hello):
+    """The 32 bytes that stand for both HELLOs, in plain mode."""
+    parts = (dialer_hello, listener_hello, bytes(32))
+    return hashlib.sha256(b"ftx/1 transcript\0" + b"".join(map(with_length, parts))).digest()
+
+
+def with_length(part):
+    """u32(length of part) || part."""
+    return struct.pack(">I", len(part)) + part
+
+
+def mac_of(key, maker, method, transcript):
+    """The proof that `maker` holds `key`."""
+    return hmac.digest(key, b"ftx/1 proof " + maker + b"\0" + bytes([method]) + transcript, "sha256")
+
+
+def peer_id_of(key, method, identity):
+    """What partials hang on."""
+    credential = hmac.digest(key, b"ftx/1 credential" + bytes([method]), "sha256")
+    return hashlib.sha256(b"ftx/1 peer" + credential + identity).digest()
+
+
+def say_hello(lane, identity, versions):
+    """Sends HELLO; returns its bytes."""
+    low, high = versions
+    fields = {"magic": b"ftx\0", "version_min": low, "version_max": high, "nonce": secrets.token_bytes(32)}
+    return lane.say("HELLO", **fields, identity=identity, tlvs=[])
+
+
+def hear_hello(lane, versions, deadline=float("inf")):
+    """Takes HELLO, which must have a version in common; returns its bytes and fields."""
+    _, fields, raw = lane.hear({"HELLO"}, deadline=deadline)
+    if fields["magic"] != b"ftx\0":
+        raise BrokenLink("the peer is something else than ftx")
+    low, high = fields["version_min"], fields["version_max"]
+    require(low <= high, "version_min is above version_max")
+    require(max(low, versions[0]) <= min(high, versions[1]), f"this side knows versions {versions}", 3)
+    return raw, fields
+
+
+def greet_as_dialer(lane, keys, accept_open, identity, versions):
+    """HELLO and PROOF, until the listener's PROOF is checked."""
+    mine = say_hello(lane, identity, versions)
+    transcript = transcript_of(mine, hear_hello(lane, versions)[0])
+    proofs = [{"method": method, "mac": mac_of(keys[method], b"dialer", method, transcript)} for method in keys]
+    lane.say("PROOF", signature=b"", proofs=proofs, tlvs=[])
+    _, fields, _ = lane.hear({"PROOF"})
+    require(len(fields["proofs"]) == 1, "a listener's PROOF has one item")
+    method, mac = fields["proofs"][0].values()
+    right = accept_open and SECRET not in keys
+    if method != OPEN:
+        right = method in keys and hmac.compare_digest(mac, mac_of(keys[method], b"listener", method, transcript))
+    require(right, "the listener does not prove that it holds the key", 64)
+
+
+def greet_as_listener(lane, keys, is_open, versions):
+    """HELLO and PROOF, until OPEN; returns its fields and the peer id."""
+    deadline = time.monotonic() + 10
+    theirs, hello = hear_hello(lane, versions, deadline)
+    transcript = transcript_of(theirs, say_hello(lane, bytes(32), versions))
+    _, fields, _ = lane.hear({"PROOF"}, deadline=deadline)
+    method, key, mac = OPEN, b"", bytes(32)
+    for item in reversed(fields["proofs"]):
+        require(item["method"] != OPEN, "a dialer's PROOF has no item of method 0")
+        own = keys.get(item["method"])
+        if own and hmac.compare_digest(item["mac"], mac_of(own, b"dialer", item["method"], transcript)):
+            method, key, mac = item["method"], own, mac_of(own, b"listener", item["method"], transcript)
+    require(method != OPEN or is_open, "not allowed in", 64)
+    lane.say("PROOF", signature=b"", proofs=[{"method": method, "mac": mac}], tlvs=[])
+    _, fields, _ = lane.hear({"OPEN", "PING"}, deadline=deadline)
+    require(fields["role"] == 1, "this listener serves no pulls", 4)
+    return fields, peer_id_of(key, method, hello["identity"])
+
+
+def keys_of(run_key, secret):
+    """Keys by method."""
+    return {method: key for method, key in ((RUN_KEY, run_key), (SECRET, secret)) if key}
+
+
+# --- The sender ---
+
+
+class SourceChanged(Exception):
+    """The source is not what was offered."""
+
+
+class Sender:
+    """The sender of one file, which is entry 1."""
+
+    def __init__(self, lane, file, identity, digest):
+        self.lane, self.file, self.identity, self.digest = lane, file, identity, digest
+        self.pin, self.state, self.paused, self.root = os.fstat(file.fileno()), "offered", False, None
+        self.size, self.digests = self.pin.st_size, {XXH3_128: {}, SHA_256: {}}
+        self.plan, self.asks, self.sent, self.unread = deque(), deque(), Counter(), list(range(grid(self.size)[1]))
+        self.totals = {"done": 0, "skipped": 0, "failed": 0}
+        self.young = max(self.pin.st_mtime_ns, self.pin.st_ctime_ns) > time.time_ns() - 2 * 10**9
+
+    def offer(self, name):
+        """FOLDER with the one file. The tag of a young file is zero."""
+        tag = b"ftx source tag" + self.identity + struct.pack(">Qq", self.pin.st_ino, self.pin.st_ctime_ns)
+        fields = {"tag": bytes(16) if self.young else hashlib.sha256(tag).digest()[:16], "target": b"", "tlvs": []}
+        fields |= {"kind": 1, "name": name, "size": self.size, "allocated": min(self.pin.st_blocks * 512, self.size)}
+        fields |= {"mode": self.pin.st_mode & 0o777, "mtime_ns": self.pin.st_mtime_ns}
+        self.lane.say("FOLDER", path=b"", first=1, entries=[fields])
+
+    def run(self):
+        """Works until the receiver ends the entry; then BYE."""
+        while self.state != "ended":
+            work = self.work()
+            heard = self.lane.hear(SAID_BY_RECEIVER, wait_s=0 if work else None)
+            try:
+                if heard:
+                    self.take(*heard[:2])
+                elif work:
+                    work()
+            except SourceChanged:
+                self.state = "cancelled"
+                self.lane.say("CANCEL", entry=1, code=34, message=b"the source changed")
+        self.lane.say("BYE", **self.totals)
+        _, answer, _ = self.lane.hear({"BYE", "PING", "BUSY"})
+        require(answer == self.totals, "the totals differ")
+        return self.totals
+
+    def work(self):
+        """The most urgent piece of work."""
+        if self.state not in ("wanted", "finished"):
+            return None
+        if self.plan and not self.paused:
+            return self.send_chunk
+        if self.asks:
+            return self.answer_ask
+        if self.unread:
+            return lambda: self.read(self.unread[0])
+        return self.finish if self.state == "wanted" and not self.plan else None
+
+    def read(self, index, digest=None):
+        """A chunk; notes its digests, which must be the same whenever it is read."""
+        data = os.pread(self.file.fileno(), *span(self.size, index))
+        for kind in {XXH3_128, self.digest, digest or self.digest}:
+            if self.digests[kind].setdefault(index, digest_of(kind, data)) != digest_of(kind, data):
+                raise SourceChanged
+        if index in self.unread:
+            self.unread.remove(index)
+        return data
+
+    def send_chunk(self):
+        """The next chunk of the plan, as DATA or ZEROS."""
+        index = self.plan.popleft()
+        payload = self.read(index)
+        self.sent[index] += 1
+        if payload.strip(b"\0"):
+            self.lane.say("DATA", entry=1, index=index, digest=digest_of(XXH3_128, payload), payload=payload)
+        else:
+            self.lane.say("ZEROS", entry=1, ranges=[{"first": index, "count": 1}])
+
+    def answer_ask(self):
+        """The next digests that were asked for."""
+        digest, indexes = self.asks.popleft()
+        for index in indexes[:AT_ONCE]:
+            self.read(index, digest)
+        digests = b"".join(self.digests[digest][index] for index in indexes[:AT_ONCE])
+        self.lane.say("DIGESTS", entry=1, digest=digest, first=indexes[0], digests=digests)
+        if indexes[AT_ONCE:]:
+            self.asks.appendleft((digest, indexes[AT_ONCE:]))
+
+    def finish(self):
+        """The last look, and FINISH. A file that was young when it was opened is read a second time."""
+        for index in range(grid(self.size)[1] if self.young else 0):
+            self.read(index)
+        now = os.fstat(self.file.fileno())
+        if (now.st_size, now.st_mtime_ns, now.st_ctime_ns) != (self.size, self.pin.st_mtime_ns, self.pin.st_ctime_ns):
+            raise SourceChanged
+        self.root, self.state = root_of(self.digest, self.digests[self.digest], self.size), "finished"
+        self.lane.say("FINISH", entry=1, root=self.root)
+
+    def take(self, name, fields):
+        """What the receiver says."""
+        if name in ("PAUSE", "RESUME"):
+            self.paused = name == "PAUSE"
+            return
+        for item in fields.get("items", [fields]):
+            require(item["entry"] == 1, "an entry that was not offered")
+            if self.state == "ended":
+                continue
+            if name == "WANT":
+                self.take_want(from_ranges(item["ranges"], self.size))
+            elif name == "ASK_DIGESTS":
+                require(self.state != "offered", "ASK_DIGESTS before WANT")
+                require(0 < item["count"] <= 4096 and len(self.asks) < 16, "an ask outside the limits")
+                self.asks.append((item["digest"], from_ranges([item], self.size)))
+            else:
+                self.take_end(name, item)
+
+    def take_want(self, wanted):
+        """Puts chunks into the plan."""
+        require(all(self.sent[index] <= MAX_REPAIRS for index in wanted), "a chunk is wanted too often")
+        require(not set(wanted) & set(self.plan), "a chunk is wanted twice")
+        self.plan.extend(wanted)
+        self.state = "wanted" if self.state == "offered" else self.state
+
+    def take_end(self, name, item):
+        """SKIP, REFUSE or RECEIPT ends the entry."""
+        require(name != "SKIP" or self.state in ("offered", "cancelled"), "SKIP behind WANT")
+        require(name != "REFUSE" or item["code"] != 0, "REFUSE code 0 does not answer a CANCEL")
+        require(name != "RECEIPT" or self.root is not None and item["root"] == self.root, "a receipt of another root")
+        self.state = "ended"
+        self.totals[{"RECEIPT": "done", "SKIP": "skipped", "REFUSE": "failed"}[name]] = 1
+
+
+def send(host, port, path, *, secret=None, run_key=None, accept_open=False, identity=bytes(range(32)), folder=b"",
+         process=None, retry_for_s=0, digest=XXH3_128, versions=(1, 1), **link):  # fmt: skip
+    """Dials and sends one file in one session. `link` is what Lane takes."""
+    path = Path(path).absolute()
+    job = hashlib.sha256(b"ftx/1 job" + with_length(os.fsencode(path)) + with_length(folder)).digest()
+    fields = {"session": secrets.token_bytes(16), "process": process or secrets.token_bytes(16), "job": job, "role": 1}
+    fields |= {"mode": 0, "lanes": 1, "retry_for_s": retry_for_s, "digest": digest, "folder": folder, "tlvs": []}
+    with path.open("rb") as file, Lane(socket.create_connection((host, port)), **link) as lane:
+        greet_as_dialer(lane, keys_of(run_key, secret), accept_open, identity, versions)
+        lane.say("OPEN", **fields)
+        lane.idle = "PING"
+        lane.grease()
+        sender = Sender(lane, file, identity, digest)
+        sender.offer(os.fsencode(path.name))
+        _, opened, _ = lane.hear({"OPENED", "BUSY"})
+        require(opened["lanes"] == 1, "OPENED grants lanes that were not asked for")
+        return sender.run()
+
+
+# --- The receiver ---
+
+
+def is_reserved(name):
+    """Whether a file system may take a name for one of the receiver's own."""
+    text = unicodedata.normalize("NFKC", name.decode(errors="replace")).casefold()
+    text = "".join(char for char in text if unicodedata.category(char) != "Cf").rstrip(". ")
+    return text == ".ftx" or text.startswith(".ftx-") and text.endswith(".part")
+
+
+def is_path(path):
+    """Whether a path keeps the rules; an empty one is the root of the destination."""
+    parts = path.split(b"/") if path else []
+    bad = any(part in (b"", b".", b"..") or b"\0" in part or len(part) > 255 or is_reserved(part) for part in parts)
+    return not bad and len(path) <= 4096
+
+
+@contextlib.contextmanager
+def folders(root, parts, make, mode=0o777):
+    """The open folders from the root down. No link is followed."""
+    with contextlib.ExitStack() as stack:
+        opened = [root]
+        for part in parts:
+            with contextlib.suppress(FileExistsError):
+                if make:
+                    os.mkdir(part, mode, dir_fd=opened[-1])
+            opened.append(os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=opened[-1]))
+            stack.callback(os.close, opened[-1])
+        yield opened
+
+
+class Refused(Exception):
+    """An entry cannot be taken: code and message."""
+
+
+class Arrival:
+    """An entry at the receiver, with its partial and its journal, as in Appendix A of the document."""
+
+    def __init__(self, lane, where, digest, entry, offered):
+        self.root, self.box, self.peer, self.path = where
+        self.lane, self.digest, self.entry, self.offered, self.size = lane, digest, entry, offered, offered["size"]
+        self.missing, self.digests, self.repairs, self.finished = set(), {}, Counter(), None
+        self.ask, self.to_ask, self.doubts = None, deque(), []
+        self.key = hashlib.sha256(self.peer + self.path).hexdigest()[:32]
+        self.part = self._open(".part")
+        self.journal = self._open(".journal")
+
+    def _open(self, end):
+        return os.open(self.key + end, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=self.box)
+
+    def close(self):
+        """Leaves partial and journal."""
+        os.close(self.part)
+        os.close(self.journal)
+
+    def begin(self):
+        """The first WANT, at once; then asks about chunks of another version."""
+        try:
+            fcntl.flock(self.journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Refused(53, "another session writes to this path") from None
+        everything = set(range(grid(self.size)[1]))
+        held, doubted = self.load()
+        os.ftruncate(self.part, self.size)
+        self.unread, self.doubts = set(held), [sorted(held), sorted(everything)][not held :]
+        self.want(everything - held - doubted, sum(span(self.size, index)[0] for index in held))
+        self.ask_for(SHA_256, doubted)
+
+    def load(self):
+        """Chunks that the journal lists: held, and doubted. Leaves a journal that records can be put behind."""
+        fields = (b"ftxj", 1, 0, self.peer, self.size, self.offered["mtime_ns"], self.offered["tag"])
+        fields += (grid(self.size)[0], self.digest, os.fstat(self.part).st_ino, len(self.path))
+        header = struct.pack(HEADER, *fields) + self.path
+        self.seed, end = xxhash.xxh3_64_intdigest(header), len(header) + 8
+        old = os.pread(self.journal, os.fstat(self.journal).st_size, 0)
+        indexes, was, good = set(), fields, end if len(old) >= end else 0
+        if good:
+            was, seed = struct.unpack_from(HEADER, old), int.from_bytes(old[end - 8 : end], "big")
+            same = (was[0], was[3], was[7], was[9:], old[end - 8 - len(self.path) : end - 8])
+            same = same == (b"ftxj", self.peer, fields[7], fields[9:], self.path)
+            while same and seed == xxhash.xxh3_64_intdigest(old[: end - 8]) and len(old) >= good + 24:
+                first, count, check = struct.unpack_from(">QQQ", old, good)
+                chunks = grid(was[4])[1]
+                if check != xxhash.xxh3_64_intdigest(old[good : good + 16], seed) or not first + count <= chunks:
+                    break
+                indexes.update(range(first, first + count))
+                good += 24
+        if old[:end] == header + struct.pack(">Q", self.seed) and any(self.offered["tag"]):
+            os.ftruncate(self.journal, good)
+            return indexes, set()
+        os.ftruncate(self.journal, 0)
+        os.pwrite(self.journal, header + struct.pack(">Q", self.seed), 0)
+        chunks = grid(self.size)[1]
+        return set(), {one for one in indexes if one < chunks and span(was[4], one) == span(self.size, one)}
+
+    def note(self, index):
+        """Puts a chunk into the journal."""
+        record = struct.pack(">QQ", index, 1)
+        check = struct.pack(">Q", xxhash.xxh3_64_intdigest(record, self.seed))
+        os.pwrite(self.journal, record + check, os.fstat(self.journal).st_size)
+
+    def want(self, indexes, held=0):
+        """WANT, at most 4096 ranges in each."""
+        self.missing |= indexes
+        ranges = to_ranges(indexes)
+        for start in range(0, len(ranges) or 1, 4096):
+            self.lane.say("WANT", entry=self.entry, held=0 if start else held, ranges=ranges[start : start + 4096])
+
+    def want_again(self, index):
+        """Repair: WANT of a chunk that was wrong."""
+        self.repairs[index] += 1
+        if self.repairs[index] > MAX_REPAIRS:
+            raise Refused(16, f"chunk {index} stays damaged")
+        self.want({index})
+
+    def ask_for(self, digest, indexes):
+        """Asks for digests, one ask at a time."""
+        for one in to_ranges(indexes):
+            ends = range(one["first"], sum(one.values()), 4096)
+            self.to_ask.extend((digest, at, min(4096, sum(one.values()) - at)) for at in ends)
+        if not self.ask and self.to_ask:
+            digest, first, count = self.to_ask.popleft()
+            self.ask = [digest, first, first + count]
+            self.lane.say("ASK_DIGESTS", entry=self.entry, digest=digest, first=first, count=count)
+
+    def read(self, index):
+        """A chunk of the partial."""
+        self.lane.keep_alive("BUSY")
+        return os.pread(self.part, *span(self.size, index))
+
+    def arrive(self, index, payload):
+        """A verified chunk: written, then noted."""
+        if payload.strip(b"\0") or self.read(index) != payload:
+            os.pwrite(self.part, payload, span(self.size, index)[1])
+        self.digests[index] = digest_of(self.digest, payload)
+        self.missing.remove(index)
+        self.note(index)
+
+    def take(self, name, fields):
+        """What the sender says. Returns the name of the total in which the entry has ended."""
+        if name == "DATA":
+            index, payload = fields["index"], fields["payload"]
+            require(index in self.missing and len(payload) == span(self.size, index)[0], "a chunk that is not wanted")
+            if digest_of(XXH3_128, payload) == fields["digest"]:
+                self.arrive(index, payload)
+            else:
+                self.want_again(index)
+        elif name == "ZEROS":
+            for index in from_ranges(fields["ranges"], self.size):
+                require(index in self.missing, "zeros that are not wanted")
+                self.arrive(index, bytes(span(self.size, index)[0]))
+        elif name == "DIGESTS":
+            self.compare(fields["digest"], fields["first"], fields["digests"])
+        elif name == "FINISH":
+            require(self.finished in (None, fields["root"]), "another root than before")
+            require(len(fields["root"]) == len(digest_of(self.digest, b"")), "a root of another digest")
+            self.finished = fields["root"]
+        else:
+            require(fields["code"] == 0 or 32 <= fields["code"] < 48, "CANCEL with a code of another group")
+            raise Refused(fields["code"], fields["message"].decode(errors="replace"))
+        return self.settle() if self.finished and not self.missing and not self.ask else None
+
+    def compare(self, digest, first, digests):
+        """DIGESTS: keeps what is equal, wants what differs."""
+        length = len(digest_of(digest, b""))
+        count = len(digests) // length
+        fits = self.ask and self.ask[:2] == [digest, first] and 0 < count <= self.ask[2] - first
+        require(fits and count * length == len(digests), "DIGESTS that were not asked for")
+        for index in range(first, first + count):
+            data, at = self.read(index), (index - first) * length
+            if digest_of(digest, data) != digests[at : at + length]:
+                self.want_again(index)
+            elif index not in self.digests:
+                self.digests[index] = digest_of(self.digest, data)
+                self.note(index)
+        self.ask[1] += count
+        if self.ask[1] == self.ask[2]:
+            self.ask = None
+            self.ask_for(digest, ())
+
+    def settle(self):
+        """All chunks are there: reads back what this session did not write, and compares the roots."""
+        for index in sorted(self.unread - set(self.digests)):
+            self.digests[index] = digest_of(self.digest, self.read(index))
+        if root_of(self.digest, self.digests, self.size) == self.finished:
+            return self.commit()
+        if not self.doubts:
+            raise Refused(16, "the roots differ, and no chunk does")
+        self.ask_for(self.digest, self.doubts.pop(0))
+        return None
+
+    def commit(self):
+        """Metadata, sync, rename, sync of the folders, receipt."""
+        os.fchmod(self.part, self.offered["mode"] & 0o777)
+        os.utime(self.part, ns=(self.offered["mtime_ns"], self.offered["mtime_ns"]))
+        os.fsync(self.part)
+        *parts, name = self.path.split(b"/")
+        with folders(self.root, parts, True) as opened:
+            os.rename(self.key + ".part", name, src_dir_fd=self.box, dst_dir_fd=opened[-1])
+            for one in reversed(opened):
+                os.fsync(one)
+        items = [{"entry": self.entry, "flags": DURABLE, "root": self.finished}]
+        self.lane.say("RECEIPT", items=items)
+        os.unlink(self.key + ".journal", dir_fd=self.box)
+        return "done"
+
+
+class Receiver:
+    """The receiver of a session."""
+
+    def __init__(self, lane, folder, opening, peer):
+        self.lane, self.opening, self.peer, self.highest, self.entries = lane, opening, peer, 0, {}
+        self.totals, self.stack = {"done": 0, "skipped": 0, "failed": 0}, contextlib.ExitStack()
+        self.root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        self.stack.callback(os.close, self.root)
+        self.box = self.stack.enter_context(folders(self.root, [b".ftx"], True, 0o700))[-1]
+        self.stack.callback(lambda: [arrival.close() for arrival in self.entries.values()])
+
+    def run(self):
+        """Takes what comes until BYE; returns the totals."""
+        with self.stack:
+            while True:
+                name, fields, _ = self.lane.hear(SAID_BY_SENDER)
+                if name == "BYE":
+                    require(not self.entries and fields == self.totals, "BYE with open entries or other totals")
+                    self.lane.say("BYE", **self.totals)
+                    self.lane.drain()
+                    return self.totals
+                if name == "FOLDER":
+                    require(self.highest < fields["first"], "an id that was used")
+                    require(len(self.entries) + len(fields["entries"]) <= WINDOW, "more than the window")
+                    for self.highest, offered in enumerate(fields["entries"], fields["first"]):
+                        self.answer(self.highest, self.offer, fields["path"], offered)
+                elif name != "FOLDER_END":
+                    require(1 <= fields["entry"] <= self.highest, "an entry that was not offered")
+                    if fields["entry"] in self.entries:
+                        self.answer(fields["entry"], self.entries[fields["entry"]].take, name, fields)
+
+    def answer(self, entry, step, *args):
+        """One step of an entry, which may end it."""
+        try:
+            ended = step(*args)
+        except (Refused, OSError) as error:
+            code, text = error.args if isinstance(error, Refused) else (48, str(error))
+            self.lane.say("REFUSE", items=[{"entry": entry, "code": code, "message": text.encode()[:1024]}])
+            ended = "failed" if code else "withdrawn"
+        if ended:
+            self.totals |= {ended: self.totals[ended] + 1} if ended in self.totals else {}
+            if entry in self.entries:
+                self.entries.pop(entry).close()
+
+    def offer(self, path, offered):
+        """The first answer to an offer."""
+        path = b"/".join(part for part in (self.opening["folder"], path, offered["name"]) if part)
+        for bad, code, text in (
+            (offered["kind"] != 1, 4, "files only"),
+            (critical_tlvs(offered), 4, critical_tlvs(offered)),
+            (not offered["name"] or b"/" in offered["name"] or not is_path(path), 51, "the name is refused"),
+            (offered["size"] > 1 << 44, 54, "too large"),
+        ):
+            if bad:
+                raise Refused(code, text)
+        *parts, name = path.split(b"/")
+        with contextlib.suppress(FileNotFoundError), folders(self.root, parts, False) as opened:
+            there = os.stat(name, dir_fd=opened[-1], follow_symlinks=False)
+            if stat.S_ISDIR(there.st_mode):
+                raise Refused(52, "a folder has this name")
+            if (there.st_size, there.st_mtime_ns) == (offered["size"], offered["mtime_ns"]):
+                self.lane.say("SKIP", items=[{"entry": self.highest, "reason": 1}])
+                return "skipped"
+        where = (self.root, self.box, self.peer, path)
+        arrival = Arrival(self.lane, where, self.opening["digest"], self.highest, offered)
+        self.entries[self.highest] = arrival
+        return arrival.begin()
+
+
+def receive(listener, folder, *, secret=None, run_key=None, is_open=False, versions=(1, 1), **link):
+    """Accepts one connection and takes the files of its session. `link` is what Lane takes."""
+    with Lane(listener.accept()[0], **link) as lane:
+        opening, peer = greet_as_listener(lane, keys_of(run_key, secret), is_open, versions)
+        require(is_path(opening["folder"]), "the folder is refused", 51)
+        lane.say("OPENED", lanes=1, window=WINDOW, tlvs=[])
+        lane.idle = "PING"
+        lane.grease()
+        return Receiver(lane, folder, opening, peer).run()
