@@ -169,6 +169,12 @@ class Refused(FtxError):
     rank = 1
 
 
+class Unproven(Refused):
+    """The receiver lets everybody in and proves nothing; the user has not agreed to that."""
+
+    wire = 0
+
+
 class Superseded(Refused):
     """A newer run of the same job took over."""
 

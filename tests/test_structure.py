@@ -75,7 +75,7 @@ def test_each_guarantee_stands_in_document_code_and_tests(guarantee: str) -> Non
     assert number.search((REPOSITORY / "protocol.md").read_text())
     assert number.search((REPOSITORY / "README.md").read_text())
     assert any(number.search(file.read_text()) for file in modules())
-    name = re.compile(rf"def test_\w*{guarantee.lower()}_")
+    name = re.compile(rf"def test_\w*{guarantee}_", re.IGNORECASE)
     assert any(name.search(file.read_text()) for file in (REPOSITORY / "tests").rglob("test_*.py"))
 
 

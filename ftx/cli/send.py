@@ -13,7 +13,7 @@ from ftx.cli.params import Remote
 
 
 @click.command(context_settings=CONTEXT)
-@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path())
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(readable=False))
 @click.argument("remote", metavar="REMOTE", callback=params.remote)
 @params.options_of_both(1, "TCP port of the receiver.")
 @click.option(

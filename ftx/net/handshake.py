@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ftx.errors import FtxError, NetworkError, ProtocolError, Refused, VersionMismatch, from_wire
+from ftx.errors import FtxError, NetworkError, ProtocolError, Refused, Unproven, VersionMismatch, from_wire
 from ftx.net.lane import Lane
 from ftx.protocol import messages as m
 from ftx.protocol import proof
@@ -69,17 +69,19 @@ def dial(
     lane: Lane,
     keys: Mapping[Method, bytes],
     identity: bytes,
-    confirm: Callable[[], bool],
+    *,
+    accept_open: bool,
 ) -> Method:
     """The dialer's half, up to the listener's proof; how the listener let us in.
 
     Args:
         keys: what this side can prove.
         identity: 32 bytes that name this side.
-        confirm: asked whether to go on with a listener that proves nothing.
+        accept_open: go on with a listener that proves nothing.
 
     Raises:
         Refused: the listener does not let us in, or proves nothing and must.
+        Unproven: it proves nothing, and that was not accepted.
     """
     hello_frame = lane.send(_hello(identity))
     hello, their_frame = _expect(lane, m.Hello)
@@ -103,8 +105,8 @@ def dial(
             "the receiver takes files from anyone and does not know the key in your `--secret-file`; "
             "it may not be the one you mean. Nothing was sent"
         )
-    if not confirm():
-        raise Refused(
+    if not accept_open:
+        raise Unproven(
             "the receiver takes files from anyone (`--open`), so nothing proves that it is the one you mean. "
             "If you trust the way to it, add `--accept-new`. Nothing was sent"
         )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import ftx
-from ftx.errors import FtxError, Interrupted, NetworkError, ProtocolError, Refused, SomeFailed, from_wire
+from ftx.errors import FtxError, Interrupted, NetworkError, ProtocolError, Refused, SomeFailed, Unproven, from_wire
 from ftx.net import dial, handshake, peers
 from ftx.net.lane import Lane
 from ftx.options import SendOptions
@@ -61,6 +61,7 @@ class SendRun:
         self._emit = emit
         self._stop = stop
         self._confirm = confirm
+        self._accept_open = options.accept_new
         self._items: dict[Source, _Item] = {}
         self._plan: Plan | None = None
         self._established = False
@@ -141,6 +142,12 @@ class SendRun:
         while True:
             try:
                 return self._session(request, keys, identity)
+            except Unproven:
+                # A person takes longer to answer than a listener waits, so the question is asked between two links.
+                if self._confirm is None or not self._confirm(self._options.host):
+                    raise
+                self._accept_open = True
+                continue
             except FtxError as error:
                 if not (error.retry and self._established):
                     raise
@@ -164,7 +171,7 @@ class SendRun:
         lane.check = self._stop.check
         try:
             lane.deadline_s = time.monotonic() + options.timeout_s
-            handshake.dial(lane, keys, identity, self._confirmed)
+            handshake.dial(lane, keys, identity, accept_open=self._accept_open)
             lane.deadline_s = time.monotonic() + options.timeout_s
             request = replace(request, session=secrets.token_bytes(16))
             lane.order.opened(Role.SENDER)
@@ -198,9 +205,6 @@ class SendRun:
                 item.reused = held if item.reused is None else item.reused
                 if missing is not None:
                     item.missing = missing if item.missing is None else min(item.missing, missing)
-
-    def _confirmed(self) -> bool:
-        return self._options.accept_new or (self._confirm is not None and self._confirm(self._options.host))
 
     # --- what to tell ---
 

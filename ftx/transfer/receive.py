@@ -376,7 +376,7 @@ class ReceiveSession:
             with partial.use() as alive:
                 if not alive:
                     return
-                commit.publish(self._store.root, partial, self._policy, fsync=self._fsync)
+                path = commit.publish(self._store.root, partial, self._policy, fsync=self._fsync)
                 actions = self.ledger.committed(entry_id, durable=self._fsync)
                 with self._lock:
                     self._partials.pop(entry_id, None)
@@ -395,7 +395,7 @@ class ReceiveSession:
         self._store.release(partial, committed=True)
         reused = receiving.grid.bytes_in(receiving.held)
         assert receiving.root is not None
-        self._on_ended(partial.entry, "done", receiving.received, reused, receiving.root, None)
+        self._on_ended(replace(partial.entry, path=path), "done", receiving.received, reused, receiving.root, None)
 
     def _compare(self, job: Compare) -> None:
         """Doubted chunks against the sender's digests: equal ones are kept, the others asked for."""

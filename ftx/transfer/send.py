@@ -237,6 +237,8 @@ class SendSession:
                 length = len(payload)
                 # Equal digests only make it likely: what is not sent must be known to be zeros (G4).
                 is_zero = digest == zero_digest(source.digests.name, length) and payload == zeros(length)
+                # Counted before it is sent: its receipt may be here before the call that sends it returns.
+                plan.chunk_sent(job.entry, job.index, zeros=is_zero)
                 if is_zero:
                     self._lane.send(m.Zeros(job.entry, (m.Range(job.index, 1),)))
                 else:
@@ -244,7 +246,6 @@ class SendSession:
                     if source.digests.name is not DigestName.XXH3_128:
                         transit = DigestName.XXH3_128.function(payload)
                     self._lane.send_data(m.Data(job.entry, job.index, transit, length), payload)
-                plan.chunk_sent(job.entry, job.index, zeros=is_zero)
             case HashChunk():
                 self._read_chunk(source, job.entry, job.index)
                 plan.job_over(job.entry)

@@ -127,6 +127,7 @@ def decode(frame: bytes) -> m.Message | m.Unknown:
     """As a lane does: the header, then as much as it says (what is not there is zeros)."""
     header = codec.decode_header(frame[: codec.HEADER_SIZE])
     size = codec.body_size(header)
+    assert size <= max(m.MAX_BODY.values())
     return codec.decode_body(header, frame[codec.HEADER_SIZE :][:size].ljust(size, b"\0"))
 
 
@@ -377,6 +378,7 @@ def test_data_without_its_prefix_is_refused_by_the_header_alone() -> None:
         (Type.DIGESTS, struct.pack("!QBQI", 1, 1, 0, m.MAX_ASKED * 32 + 1)),
         (Type.ERROR, struct.pack("!HH", 1, m.MAX_MESSAGE + 1)),
     ],
+    ids=lambda value: value.name if isinstance(value, Type) else "",
 )
 def test_g8_a_count_above_the_limit_is_refused_before_its_items(type_: Type, body: bytes) -> None:
     with pytest.raises(ProtocolError, match="are the most"):
@@ -484,6 +486,7 @@ def test_a_listener_may_begin_with_an_error() -> None:
         (b"?x", "does not speak ftx"),
         (b"?\x01\0\0\0\x01", "does not speak ftx"),
     ],
+    ids=lambda value: value if isinstance(value, str) else f"{value[:4].hex()}",
 )
 def test_other_protocols_are_told_by_their_first_bytes(first: bytes, what: str) -> None:
     with pytest.raises(NotFtx, match=what):

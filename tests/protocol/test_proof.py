@@ -50,6 +50,14 @@ def test_g7_one_key_of_several_is_enough() -> None:
     assert proof.accept(dialer, proof.prove(dialer, transcript()), transcript()) is Method.RUN_KEY  # the first
 
 
+def test_g12_a_method_of_a_later_version_is_passed_over() -> None:
+    (item,) = proof.prove(KEYS, transcript())
+    later = ProofItem(200, item.mac)
+    assert proof.accept(KEYS, (later, item), transcript()) is Method.SECRET
+    assert proof.accept(KEYS, (later,), transcript()) is None
+    assert not proof.confirmed(KEYS, later, transcript())
+
+
 def test_g7_without_a_proof_nobody_is_let_in() -> None:
     assert proof.accept(KEYS, (), transcript()) is None
     assert proof.accept({}, proof.prove(KEYS, transcript()), transcript()) is None

@@ -1,0 +1,26 @@
+"""The file that is transferred again and again."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.crash.processes import Setting
+from tests.support.local import LocalReceiver, local_send
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+def setting(shm: Path) -> Setting:
+    """Three chunks, the last one short; the keys are there already."""
+    source = shm / "source" / "file"
+    source.parent.mkdir()
+    source.write_bytes(random.Random(5).randbytes(2 * MIB + MIB // 2))
+    warm = shm / "warm"
+    warm.mkdir()
+    with LocalReceiver(warm) as receiver:  # also so that nothing is imported in the processes that are forked
+        assert local_send(warm, source, receiver.port).code == 0
+    return Setting(source, warm / "config")

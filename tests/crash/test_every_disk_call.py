@@ -1,0 +1,164 @@
+"""G1, G2, G5: one side dies at every single call that touches the disk, and the next run goes on from there."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from _pytest.mark import ParameterSet
+
+from ftx.options import Exists
+from tests.crash.processes import (
+    KILLED,
+    Fault,
+    Report,
+    Setting,
+    is_there,
+    leftovers,
+    side_by_side,
+    transfer,
+    wrong,
+)
+
+MIB = 1024 * 1024
+
+#: Runs that went before, and died: at the second chunk, and when everything was there.
+SECOND_CHUNK = Fault(6, only="write_at")
+ALL_THERE = Fault(1, only="set_times")
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "over-an-old-file": {},
+    "into-new-folders": {"folder": "a/b", "old": None, "target": "a/b/file"},
+    "beside-an-old-file": {"policy": Exists.RENAME, "target": "file.1"},
+    "where-nothing-was": {"policy": Exists.FAIL, "old": None},
+    "resumed": {"begin": SECOND_CHUNK},
+    "resumed-at-the-end": {"begin": ALL_THERE},
+    "resumed-and-compared": {"begin": SECOND_CHUNK, "young": True},
+    "resumed-and-compared-at-the-end": {"begin": ALL_THERE, "young": True},
+}
+
+
+def matrix(*quick: tuple[str, str], others: Iterable[str]) -> list[ParameterSet]:
+    """Each setting with each of ``others``; all but some take too long for every day."""
+    return [
+        pytest.param(
+            SETTINGS[name], other, id=f"{name}-{other}", marks=() if (name, other) in quick else pytest.mark.long
+        )
+        for name in SETTINGS
+        for other in others
+    ]
+
+
+def counted(setting: Setting, base: Path) -> tuple[list[str], list[str]]:
+    """What a run without a fault asks of the disk: the receiver's calls, and the sender's."""
+    setting.prepare(base)
+    run = transfer(setting, base)
+    (sent,) = run.senders
+    assert sent.code == 0, run
+    assert is_there(setting, base)
+    assert leftovers(base) == []
+    return run.receiver_calls, sent.calls
+
+
+def crash(setting: Setting, base: Path, **faults: Fault) -> Callable[[Report], None]:
+    """A run in which somebody dies, what it left, and the run after it."""
+
+    def work(report: Report) -> None:
+        setting.prepare(base)
+        run = transfer(setting, base, **faults)
+        found: dict[str, Any] = {
+            "died": KILLED in (run.receiver_status, *(sent.status for sent in run.senders)),
+            "wrong": wrong(setting, base),
+            "receipt": any(sent.receipt for sent in run.senders),
+            "there": is_there(setting, base),
+        }
+        (again,) = transfer(setting, base).senders
+        found["again"] = {
+            "code": again.code,
+            "message": again.message,
+            "sent": again.bytes_sent,
+            "wrong": wrong(setting, base),
+            "there": is_there(setting, base),
+            "left": leftovers(base),
+        }
+        shutil.rmtree(base)
+        report(found)
+
+    return work
+
+
+def problems(found: dict[str, Any], held: int, size: int) -> Iterator[str]:
+    again = found["again"]
+    if found["wrong"] or again["wrong"]:
+        yield f"G1: {found['wrong'] or again['wrong']}"
+    if found["receipt"] and not found["there"]:
+        yield "G5: a receipt for what is not there"
+    if again["code"] != 0 or not again["there"]:
+        yield f"the next run ends with {again['code']}: {again['message']}"
+    if again["sent"] > size - held:
+        yield f"G2: {again['sent']} bytes are sent again where {held} of {size} were written"
+    if again["left"]:
+        yield f"left behind: {again['left']}"
+
+
+def journaled(names: list[str], size: int) -> int:
+    """Bytes whose chunks were noted when these calls of a fresh run were over: chunk, record, chunk, record …"""
+    records = (names.count("write_at") - 1) // 2  # the first one is the journal's header
+    return min(max(records, 0) * MIB, size)
+
+
+def crash_at_every_call(setting: Setting, shm: Path, side: str, *, after: bool) -> None:
+    """Until the transfer goes through: a few calls more or less than in the run that was counted."""
+    names = counted(setting, shm / "count")[0 if side == "of_receiver" else 1]
+    size = setting.source.stat().st_size
+    positions = range(1, len(names) + 4)
+    works = (crash(setting, shm / str(at), **{side: Fault(at, after=after)}) for at in positions)
+    bad, died = [], 0
+    for at, found in zip(positions, side_by_side(works), strict=True):
+        where = f"{'after' if after else 'before'} call {at} ({names[at - 1] if at <= len(names) else 'none'})"
+        if "again" not in found:
+            bad.append(f"{where}: the scenario ended with {found}")
+            continue
+        died += found["died"]
+        fresh = side == "of_receiver" and not setting.begin
+        held = journaled(names[: at - 1], size) if fresh else 0
+        bad += [f"{where}: {problem}" for problem in problems(found, held, size)]
+    assert bad == []
+    assert len(names) - 3 <= died < len(positions)
+
+
+@pytest.mark.timeout_s(180)
+@pytest.mark.parametrize(
+    ("change", "when"),
+    matrix(
+        ("over-an-old-file", "before"),
+        ("over-an-old-file", "after"),
+        ("into-new-folders", "before"),
+        ("beside-an-old-file", "before"),
+        ("resumed", "before"),
+        ("resumed-and-compared-at-the-end", "before"),
+        others=("before", "after"),
+    ),
+)
+def test_g1_g2_g5_a_receiver_that_dies_at_any_disk_call(
+    setting: Setting, shm: Path, change: dict[str, Any], when: str
+) -> None:
+    crash_at_every_call(replace(setting, **change), shm, "of_receiver", after=when == "after")
+
+
+@pytest.mark.timeout_s(180)
+@pytest.mark.parametrize(
+    ("change", "when"),
+    matrix(
+        ("over-an-old-file", "before"),
+        ("over-an-old-file", "after"),
+        ("resumed-and-compared-at-the-end", "before"),
+        others=("before", "after"),
+    ),
+)
+def test_g1_g10_a_sender_that_dies_at_any_call(setting: Setting, shm: Path, change: dict[str, Any], when: str) -> None:
+    crash_at_every_call(replace(setting, **change), shm, "of_sender", after=when == "after")

@@ -1,0 +1,76 @@
+"""Both sides inside the test's process, where starting Python for each run would take too long."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ftx import api
+from ftx.net import listen
+from ftx.transfer import events
+
+#: Hundreds of receivers end in the tests, and each waits for a tick of its listener.
+listen.TICK_S = 0.01
+
+
+class LocalReceiver:
+    """``api.Receiver`` in a thread; ready when the with-block begins, ended when it is left."""
+
+    def __init__(self, base: Path, **options: Any) -> None:
+        defaults: dict[str, Any] = {
+            "dir": base / "into",
+            "bind": ("127.0.0.1",),
+            "port": 0,
+            "reserve": 0,
+            "config_dir": base / "config",
+        }
+        self.options = api.ReceiveOptions(**defaults | options)
+        self.into = self.options.dir
+        self.events: list[api.Event] = []
+        self.finished: api.Finished | None = None
+        self.stop = api.Stop()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="receiver", daemon=True)
+
+    def _run(self) -> None:
+        try:
+            self.finished = api.Receiver(self.options, on_event=self._on_event).run(self.stop)
+        finally:
+            self._ready.set()
+
+    def _on_event(self, event: api.Event) -> None:
+        self.events.append(event)
+        if isinstance(event, events.Listening):
+            self.port = event.addresses[0][1]
+            self._ready.set()
+
+    def __enter__(self) -> LocalReceiver:
+        self._thread.start()
+        self._ready.wait()
+        assert self.finished is None, self.finished
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop.request(15)
+        self._thread.join()
+
+    def of_type(self, kind: type[events.Event]) -> list[Any]:
+        return [event for event in list(self.events) if isinstance(event, kind)]
+
+
+def local_send(base: Path, path: Path | bytes, port: int, **options: Any) -> api.Finished:
+    """``api.send`` to this machine, without retries unless told otherwise."""
+    on_event = options.pop("on_event", None)
+    stop = options.pop("stop", None)
+    defaults: dict[str, Any] = {
+        "host": "127.0.0.1",
+        "port": port,
+        "retry_for_s": 0.0,
+        "timeout_s": 10.0,
+        "config_dir": base / "config",
+    }
+    return api.send([path], api.SendOptions(**defaults | options), on_event=on_event, stop=stop)
