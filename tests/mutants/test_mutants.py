@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.mutants.core import CORE
 from tests.mutants.mutants import MUTANTS, Mutant
 
 REPOSITORY = Path(__file__).parents[2]
@@ -23,9 +24,18 @@ def run_test(tree: Path, test: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
-@pytest.mark.mutants
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_guard_is_held_by_its_test(mutant: Mutant, tmp_path: Path) -> None:
+    check(mutant, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mutant", CORE, ids=lambda mutant: mutant.name)
+def test_guard_of_the_core_is_held_by_its_test(mutant: Mutant, tmp_path: Path) -> None:
+    check(mutant, tmp_path)
+
+
+def check(mutant: Mutant, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
     for name in ("ftx", "tests"):

@@ -244,6 +244,23 @@ def test_shutdown_unblocks_a_reader(raw: Pair) -> None:
     timer.join()
 
 
+def test_g11_draining_lets_the_last_word_arrive() -> None:
+    """A socket that is closed with bytes unread sends RST, and what it said last may never arrive."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        theirs = socket.create_connection(server.getsockname())
+        lane = Lane(server.accept()[0], dialer=False)
+    with theirs:
+        theirs.sendall(bytes(100_000))
+        theirs.shutdown(socket.SHUT_WR)
+        lane.send(m.Error(64, "because"))
+        lane.drain(5)
+        lane.close()
+        heard = b""
+        while piece := theirs.recv(65536):
+            heard += piece
+        assert heard.endswith(b"because")
+
+
 def test_drain_is_bounded(raw: Pair) -> None:
     """By time for one who says nothing, by bytes for one who never stops."""
     lane, theirs = raw
