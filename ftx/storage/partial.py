@@ -78,6 +78,7 @@ class Partial:
         self._dirty = 0
         self._lost = RangeSet()  # by a failed sync, and not written again yet
         self._failures = 0  # of syncs
+        self._opened_stamps = self._closed_stamps = (0, 0, 0)
         self._users = 0
         self._closing = False
         self.closed = threading.Event()
@@ -102,6 +103,7 @@ class Partial:
         self._journal = journal
         before = journal.read()
         found = self._open_file()
+        self._opened_stamps = _stamps(self.fd)
         inode = os.fstat(self.fd).st_ino
         self.header = JournalHeader.of(self.header.peer, self.entry, self.header.digest, inode)
         if found and before is not None:  # a new file often gets the inode of the one that is gone
@@ -336,6 +338,7 @@ class Partial:
     def _close(self) -> None:
         if self._journal_fd >= 0 and self.fd >= 0:
             self.flush()
+            self._closed_stamps = _stamps(self.fd)
         for fd in (self.fd, self._journal_fd):
             if fd >= 0:
                 os.close(fd)
@@ -347,9 +350,10 @@ class Partial:
     def remember(self, before: Partial) -> None:
         """Take over the digests of what an earlier session of this process has verified.
 
-        Not of what it had not synced: an error may have come and gone since (G5). That is read back.
+        Not if anybody wrote to the file since then (G4), and not of what was not synced: an error may have come
+        and gone since (G5). That is read back.
         """
-        if before.header != self.header or before._failures:
+        if before.header != self.header or before._failures or before._closed_stamps != self._opened_stamps:
             return
         self.digests = before.digests
         for ranges in (self.held.complement(self.grid.count), before._unsynced):
@@ -463,3 +467,9 @@ class PartialStore:
 def _key(peer: bytes, path: bytes) -> bytes:
     """What names the partial of a peer and a path."""
     return hashlib.sha256(peer + path).hexdigest()[:32].encode()
+
+
+def _stamps(fd: int) -> tuple[int, int, int]:
+    """What shows that somebody wrote to a file."""
+    info = os.fstat(fd)
+    return info.st_size, info.st_mtime_ns, info.st_ctime_ns

@@ -476,6 +476,20 @@ def test_g2_what_this_process_verified_and_synced_is_not_read_again(store: Parti
     store.release(again, committed=False)
 
 
+def test_g4_what_somebody_wrote_to_between_two_sessions_is_read_again(store: PartialStore, into: Path) -> None:
+    first = store.open(PEER, entry(), XXH3)
+    write(first, 0, 1)
+    first.sync()
+    store.release(first, committed=False)
+    (file,) = into.glob(".ftx/*.part")
+    with file.open("r+b") as damaged:
+        damaged.write(b"damage")
+    again = store.open(PEER, entry(), XXH3)
+    assert list(again.held) == [(0, 2)]
+    assert known(again.digests) == []
+    store.release(again, committed=False)
+
+
 def test_g5_what_was_not_synced_when_its_session_broke_is_read_again(store: PartialStore) -> None:
     """Its writing back may have failed in between, and the system tells that once at most."""
     first = store.open(PEER, entry(size=FOUR), XXH3)
