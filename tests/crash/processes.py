@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +24,7 @@ from ftx.options import Exists
 from ftx.storage import disk, partial, source
 from ftx.storage.source import Source
 from ftx.transfer import crew, events
+from tests.crash.lossy import Lost, UnsyncedDisk
 from tests.support import local  # noqa: F401 - a receiver that ends does not wait for a tick of its listener
 
 PATIENCE_S = 30
@@ -51,6 +53,7 @@ class Fault:
         after: once the call is over, not before it begins.
         only: count the calls of this function alone.
         for_good: at every later call that is counted too.
+        lost: the machine dies and not the process alone, and this is gone.
     """
 
     at: int
@@ -58,14 +61,16 @@ class Fault:
     after: bool = False
     only: str = ""
     for_good: bool = False
+    lost: Lost | None = None
 
 
 class Watch:
     """Counts calls and carries out a fault."""
 
-    def __init__(self, fault: Fault | None) -> None:
+    def __init__(self, fault: Fault | None, unsynced: UnsyncedDisk | None = None) -> None:
         self.calls: list[str] = []
         self._fault = fault
+        self._unsynced = unsynced
         self._lock = threading.Lock()
 
     def wrap(self, owner: Any, names: Iterable[str]) -> None:
@@ -94,11 +99,13 @@ class Watch:
             count = self.calls.count(name) if fault.only else len(self.calls)
             return fault if count == fault.at or (fault.for_good and count > fault.at) else None
 
-    @staticmethod
-    def _strike(fault: Fault) -> None:
+    def _strike(self, fault: Fault) -> None:
         if not fault.number:
-            time.sleep(LAST_WORDS_S)
-            os._exit(KILLED)
+            with self._unsynced.lock if self._unsynced else nullcontext():
+                time.sleep(LAST_WORDS_S)
+                if self._unsynced and fault.lost:
+                    self._unsynced.cut(fault.lost)
+                os._exit(KILLED)
         raise OSError(fault.number, os.strerror(fault.number))
 
 
@@ -256,7 +263,11 @@ def transfer(
 
 def _receive(setting: Setting, base: Path, fault: Fault | None, report: Report) -> None:
     partial.JOURNAL_S = 0  # so that the calls of two runs are the same
-    watch = Watch(fault)
+    unsynced = None
+    if fault and fault.lost:
+        unsynced = UnsyncedDisk(base / "unsynced")
+        unsynced.install()
+    watch = Watch(fault, unsynced)
     watch.wrap(disk, DISK)
     stop = api.Stop()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.request(number))

@@ -12,6 +12,7 @@ import pytest
 from _pytest.mark import ParameterSet
 
 from ftx.options import Exists
+from tests.crash.lossy import Lost
 from tests.crash.processes import (
     KILLED,
     Fault,
@@ -111,12 +112,12 @@ def journaled(names: list[str], size: int) -> int:
     return min(max(records, 0) * MIB, size)
 
 
-def crash_at_every_call(setting: Setting, shm: Path, side: str, *, after: bool) -> None:
+def crash_at_every_call(setting: Setting, shm: Path, side: str, *, after: bool, lost: Lost | None = None) -> None:
     """Until the transfer goes through: a few calls more or less than in the run that was counted."""
     names = counted(setting, shm / "count")[0 if side == "of_receiver" else 1]
     size = setting.source.stat().st_size
     positions = range(1, len(names) + 4)
-    works = (crash(setting, shm / str(at), **{side: Fault(at, after=after)}) for at in positions)
+    works = (crash(setting, shm / str(at), **{side: Fault(at, after=after, lost=lost)}) for at in positions)
     bad, died = [], 0
     for at, found in zip(positions, side_by_side(works), strict=True):
         where = f"{'after' if after else 'before'} call {at} ({names[at - 1] if at <= len(names) else 'none'})"
@@ -124,7 +125,7 @@ def crash_at_every_call(setting: Setting, shm: Path, side: str, *, after: bool) 
             bad.append(f"{where}: the scenario ended with {found}")
             continue
         died += found["died"]
-        fresh = side == "of_receiver" and not setting.begin
+        fresh = side == "of_receiver" and not setting.begin and not lost
         held = journaled(names[: at - 1], size) if fresh else 0
         bad += [f"{where}: {problem}" for problem in problems(found, held, size)]
     assert bad == []
