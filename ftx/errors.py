@@ -60,9 +60,7 @@ class PeerSilent(NetworkError):
 
 
 class UnknownHost(NetworkError):
-    """The name does not resolve. Not retried: a mistyped name stays mistyped."""
-
-    retry = False
+    """The name does not resolve: it is mistyped; or, where a link stood before, the name server is out of reach."""
 
 
 class ProtocolError(FtxError):

@@ -1,6 +1,6 @@
 """What a command does as a process: signals, the trace of ``-vv``, and the way to an exit status.
 
-Rules: only the main thread takes signals. The first SIGINT or SIGTERM asks the run to stop, a second one leaves
+Rules: only the main thread takes signals. The first SIGINT, SIGTERM or SIGHUP asks the run to stop, a second one leaves
 at once: a kill is safe at any moment (G2, G4), so nothing has to be waited for. Whatever ends a run, the last
 event is ``finished`` and its code is the exit status (G11).
 """
@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from ftx.cli.main import BUG
@@ -21,7 +22,10 @@ from ftx.errors import FtxError, Interrupted
 from ftx.transfer.crew import Stop
 from ftx.transfer.events import Finished
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+#: SIGHUP: the terminal was closed.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: With many peers, how long a thread that only computes keeps the others waiting.
+SWITCH_S = 0.0005
 
 log = logging.getLogger("ftx.cli")
 
@@ -49,7 +53,7 @@ def run(report: Report, work: Callable[[Stop], Finished]) -> int:
 
 @contextmanager
 def signals_stop(stop: Stop, *, second_leaves: bool = True) -> Iterator[None]:
-    """While inside, SIGINT and SIGTERM ask ``stop``.
+    """While inside, SIGINT, SIGTERM and SIGHUP ask ``stop``.
 
     Args:
         second_leaves: a second signal ends the process without more ado.
@@ -63,12 +67,29 @@ def signals_stop(stop: Stop, *, second_leaves: bool = True) -> Iterator[None]:
         asked = True
         stop.request(number)
 
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    before = {number: signal.signal(number, handle) for number in _taken()}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _taken() -> list[int]:
+    """The signals to take: who started the process with nohup wants it to outlive the terminal."""
+    return [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+
+
+def serve_many() -> None:
+    """Let this process have many peers at once, of which none may keep the others waiting (G9).
+
+    An entry under way holds some open files; and a thread that never waits, because its peer floods it, would take
+    the interpreter for 5 ms each time another one needs it for some microseconds.
+    """
+    with suppress(OSError, ValueError):
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    sys.setswitchinterval(SWITCH_S)
 
 
 def ask(question: str) -> bool:
@@ -87,7 +108,7 @@ def ask(question: str) -> bool:
         raise Interrupted(number)
 
     out = Output(sys.stderr)
-    before = {number: signal.signal(number, give_up) for number in SIGNALS}
+    before = {number: signal.signal(number, give_up) for number in _taken()}
     try:
         # Not input(): it writes to standard output, which belongs to --json.
         out.write(f"{question} [y/N]: ")

@@ -91,6 +91,7 @@ def receive(
     from ftx.transfer.events import Event, Listening
 
     process.start_log(verbose)
+    process.serve_many()
     report = Report(receiving=True, label="receiving", json_lines=json, quiet=quiet, verbose=verbose)
     options = api.ReceiveOptions(
         port=port,

@@ -42,7 +42,12 @@ def connect(host: str, port: int, timeout_s: float, check: Callable[[], None]) -
                 break
             if addresses and (now >= next_start or not pending):
                 family, kind, protocol, _, address = addresses.pop(0)
-                sock = socket.socket(family, kind, protocol)
+                next_start = now + STAGGER_S
+                try:
+                    sock = socket.socket(family, kind, protocol)
+                except OSError as error:  # a machine without IPv6, say
+                    problem = error.strerror or str(error)
+                    continue
                 sock.setblocking(False)
                 code = sock.connect_ex(address)
                 if code in (0, errno.EINPROGRESS):
@@ -50,7 +55,6 @@ def connect(host: str, port: int, timeout_s: float, check: Callable[[], None]) -
                 else:
                     problem = os.strerror(code)
                     sock.close()
-                next_start = now + STAGGER_S
                 continue
             _, ready, _ = select.select([], list(pending), [], min(TICK_S, deadline - now))
             for sock in ready:
@@ -69,13 +73,15 @@ def connect(host: str, port: int, timeout_s: float, check: Callable[[], None]) -
 
 def _resolve(host: str, port: int, deadline: float, check: Callable[[], None]) -> list[_Address]:
     found: list[_Address] = []
-    problem: list[OSError] = []
+    problem: list[str] = []
 
     def look_up() -> None:
         try:
             found.extend(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         except OSError as error:
-            problem.append(error)
+            problem.append(error.strerror or str(error))
+        except UnicodeError:
+            problem.append("no host can have this name")
 
     # A resolver cannot be interrupted, only left behind.
     thread = threading.Thread(target=look_up, name="ftx-resolve", daemon=True)
@@ -84,7 +90,7 @@ def _resolve(host: str, port: int, deadline: float, check: Callable[[], None]) -
         thread.join(TICK_S)
         check()
     if problem:
-        raise UnknownHost(f"unknown host {host} ({problem[0].strerror})")
+        raise UnknownHost(f"unknown host {host} ({problem[0]})")
     if not found:
         raise NetworkError(f"cannot look up {host}: the name server does not answer")
     return found[:]

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from ftx.errors import LinkLost, PeerSilent
+from ftx.errors import LinkLost, PeerSilent, ProtocolError
 from ftx.protocol import codec
 from ftx.protocol import messages as m
 from ftx.protocol.manifest import Buffer
@@ -25,6 +25,8 @@ log = logging.getLogger("ftx.lane")
 READ_BYTES = 256 * 1024
 #: After a large payload another one is likely: only its head is read ahead, the rest goes where it belongs.
 HEAD_BYTES = 4096
+#: What a dialer may send before OPEN or ATTACH is few and small (G8, G9): a HELLO, a PROOF, PINGs, unknown frames.
+MAX_GREETING = 64
 LARGE_PAYLOAD = 64 * 1024
 #: Inside a frame so many bytes are a sign of life. With fewer, a length that was damaged on the way would make
 #: every PING part of a body that never ends, and the link would seem alive for ever.
@@ -50,20 +52,26 @@ class Lane:
     def __init__(self, sock: socket.socket, *, dialer: bool) -> None:
         self.sock = sock
         self.order = LaneOrder(dialer=dialer)
+        self._dialer = dialer
         self.last_received_s = self.last_sent_s = time.monotonic()
         self.deadline_s: float | None = None
         self.check: Callable[[], None] | None = None
         self.bytes_in = 0
-        self._buffer = bytearray(READ_BYTES)
+        self._buffer = bytearray(HEAD_BYTES)
         self._view = memoryview(self._buffer)
+        self._strange = True  # the peer has not finished its handshake
+        self._frames = 0  # that it has sent so far
         self._start = self._end = 0
         self._read_ahead = READ_BYTES
         self._unfinished = 0  # bytes received since the last sign of life
+        self._away_s = 0.0  # time since then in which nobody waited for bytes
+        self._left_s: float | None = self.last_received_s  # since when nobody waits; None while somebody does
         self._greeted = False
         self._limited = False
         if sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            with suppress(OSError):  # it is reset already: whoever uses it is told
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     # --- receiving ---
 
@@ -79,6 +87,8 @@ class Lane:
             ProtocolError: what came breaks a rule.
         """
         while True:
+            if self._strange:
+                self._meet()
             if not self._greeted:
                 self._fill(1)
                 while (have := self._end - self._start) < codec.HEADER_SIZE + len(m.MAGIC):
@@ -101,6 +111,17 @@ class Lane:
             if log.isEnabledFor(logging.DEBUG):
                 log.debug("< %s", message)
             return message, frame
+
+    def _meet(self) -> None:
+        """Before each frame of a handshake: who has not finished it gets little memory and little time (G8, G9)."""
+        if not self.order.peer_greets:
+            self._strange = False
+            self._enlarge(READ_BYTES)
+            return
+        self._frames += 1
+        # A listener may have to wait long before OPENED, and says BUSY all the while.
+        if self._frames > MAX_GREETING and not self._dialer:
+            raise ProtocolError(f"more than {MAX_GREETING} frames before OPEN")
 
     def payload(self, length: int, buffer: memoryview) -> memoryview:
         """The ``length`` bytes behind a DATA message, in ``buffer`` or where they arrived; valid until ``receive``."""
@@ -129,14 +150,25 @@ class Lane:
             self._start, self._end = 0, len(rest)
         if wanted > len(self._buffer):
             # Only a body within its type's limit comes here, so this is bounded too.
-            self._buffer = self._buffer + bytes(wanted - len(self._buffer))
-            self._view = memoryview(self._buffer)
+            self._enlarge(wanted)
         while self._end < wanted:
             most = max(self._end + self._read_ahead, wanted)
             self._end += self._receive_into(self._view[self._end : most])
         self._read_ahead = READ_BYTES
 
+    @property
+    def silent_s(self) -> float:
+        """Seconds without a sign of life; those in which nobody here waited for one (a slow disk) do not count."""
+        return (self._left_s or time.monotonic()) - self.last_received_s - self._away_s
+
+    def _enlarge(self, size: int) -> None:
+        self._buffer = self._buffer + bytes(max(0, size - len(self._buffer)))
+        self._view = memoryview(self._buffer)
+
     def _receive_into(self, view: memoryview) -> int:
+        if self._left_s is not None:
+            self._away_s += time.monotonic() - self._left_s
+            self._left_s = None
         while True:
             self._limit()
             try:
@@ -148,6 +180,7 @@ class Lane:
                 raise LinkLost(f"the connection broke ({error.strerror or error})") from error
         if count == 0:
             raise LinkLost("the peer closed the connection")
+        self._left_s = time.monotonic()
         self.bytes_in += count
         self._unfinished += count
         if self._unfinished >= ALIVE_BYTES:
@@ -155,7 +188,9 @@ class Lane:
         return count
 
     def _alive(self) -> None:
-        self.last_received_s = time.monotonic()
+        # In this order: another thread asks for ``silent_s``, and must not see the time at the disk as silence.
+        self.last_received_s = self._left_s = time.monotonic()
+        self._away_s = 0.0
         self._unfinished = 0
 
     # --- sending ---

@@ -30,10 +30,11 @@ class Listener:
             for host in bind or ("0.0.0.0", "::"):
                 try:
                     self._add(host, port)
-                except OSError as error:
+                except (OSError, UnicodeError) as error:
                     if not bind and host == "::" and self._sockets:
                         continue  # a machine without IPv6
-                    raise NetworkError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
+                    reason = getattr(error, "strerror", None) or error
+                    raise NetworkError(f"cannot listen on {host} port {port}: {reason}") from error
                 port = self.addresses[0][1]
         except BaseException:
             self.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import stat
 from pathlib import Path
 
 from ftx.errors import UsageError
@@ -34,17 +35,16 @@ def run_key(config: Path, *, make: bool) -> bytes | None:
 def identity(config: Path) -> bytes:
     """What names this user on this machine to receivers; 32 bytes.
 
-    A random value until identities are key pairs. Where the configuration folder cannot be written, one for
+    A random value until identities are key pairs. Where the configuration folder cannot be used, one for
     this process only: transfers work, but a later run cannot resume what this one leaves.
     """
     path = config / IDENTITY
     try:
         config.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make(path)
+        return _read(path)
     except OSError:
-        if not path.exists():
-            return secrets.token_bytes(KEY_SIZE)
-    return _read(path)
+        return secrets.token_bytes(KEY_SIZE)
 
 
 def secret_key(path: Path, *, make: bool) -> bytes:
@@ -62,11 +62,19 @@ def secret_key(path: Path, *, make: bool) -> bytes:
 
 
 def keys(config: Path, secret_file: Path | None, *, listener: bool) -> dict[Method, bytes]:
-    """All keys that a side can prove or check."""
+    """All keys that a side can prove or check.
+
+    Raises:
+        UsageError: one cannot be read, made, or holds something else.
+    """
     found: dict[Method, bytes] = {}
     if secret_file is not None:
         found[Method.SECRET] = secret_key(secret_file, make=listener)
-    if own := run_key(config, make=listener):
+    try:
+        own = run_key(config, make=listener)
+    except OSError as error:
+        raise UsageError(f"the key {config / RUN_KEY}: {error.strerror} ($FTX_CONFIG_DIR names its folder)") from error
+    if own is not None:
         found[Method.RUN_KEY] = own
     return found
 
@@ -77,9 +85,10 @@ def _make(path: Path) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, secrets.token_hex(KEY_SIZE).encode() + b"\n")
-        os.fsync(fd)
-        os.close(fd)
+        with os.fdopen(fd, "wb") as file:
+            file.write(secrets.token_hex(KEY_SIZE).encode() + b"\n")
+            file.flush()
+            os.fsync(fd)
         os.link(temporary, path)
     except FileExistsError:
         pass  # another process was faster: its key counts
@@ -88,9 +97,12 @@ def _make(path: Path) -> None:
 
 
 def _read(path: Path) -> bytes:
-    with path.open("rb") as file:
-        info = os.fstat(file.fileno())
-        text = file.read(256)
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe is not waited for
+    with os.fdopen(fd, "rb") as file:
+        info = os.fstat(fd)
+        text = file.read(256) if stat.S_ISREG(info.st_mode) else b""
+    if not stat.S_ISREG(info.st_mode):
+        raise UsageError(f"{path} is not a file")
     if info.st_mode & 0o077:
         raise UsageError(f"{path} is open to others; `chmod 600` it, if it is what it should be")
     if not re.fullmatch(rb"[0-9a-fA-F]{64}\s*", text):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from functools import lru_cache
+from typing import ClassVar, Protocol
 
 import xxhash
 
@@ -29,6 +30,14 @@ MAX_FILE_SIZE = 2**44
 ZERO_TAG = bytes(16)  #: "do not trust": a source tag that matches no other, not even itself
 
 Buffer = bytes | bytearray | memoryview
+
+
+class Hash(Protocol):
+    """A digest under way."""
+
+    def update(self, data: Buffer, /) -> None: ...
+
+    def digest(self) -> bytes: ...
 
 
 class Kind(IntEnum):
@@ -58,6 +67,10 @@ class DigestName(IntEnum):
     def function(self) -> Callable[[Buffer], bytes]:
         """Digest of a buffer. Both release the interpreter lock for buffers of a chunk's size."""
         return xxhash.xxh3_128_digest if self is DigestName.XXH3_128 else _sha256
+
+    def begin(self) -> Hash:
+        """A digest of buffers that come one after the other."""
+        return xxhash.xxh3_128() if self is DigestName.XXH3_128 else hashlib.sha256()
 
 
 def _sha256(data: Buffer) -> bytes:
@@ -158,36 +171,37 @@ def zero_digest(name: DigestName, length: int) -> bytes:
 
 
 class ChunkDigests:
-    """The digests of one entry's chunks, filled in any order; 16 or 32 bytes a chunk, in one array."""
+    """The digests of one entry's chunks, filled in any order; 16 or 32 bytes a chunk.
 
-    __slots__ = ("grid", "known", "name", "_array", "_width")
+    G8: memory follows what has come, and not what an offer claims or where in a file one chunk lies. A page of
+    digests is made with the first of them; chunks that are all zeros are ranges and need none.
+    """
+
+    __slots__ = ("grid", "known", "name", "_pages", "_zeros")
+
+    PAGE: ClassVar[int] = 1024  #: chunks whose digests are kept together
 
     def __init__(self, grid: Grid, name: DigestName) -> None:
         self.grid = grid
         self.name = name
         self.known = RangeSet()
-        self._width = name.size
-        self._array = bytearray()
+        self._pages: dict[int, bytearray] = {}
+        self._zeros = RangeSet()
 
     def set(self, index: int, digest: bytes) -> None:
         """Note the digest of chunk ``index``."""
-        at = index * self._width
-        if len(self._array) < at + self._width:
-            # Grown as chunks come, not by what an offer claims: an offer alone allocates nothing (G8).
-            self._array.extend(bytes(at + self._width - len(self._array)))
-        self._array[at : at + self._width] = digest
+        number, at = divmod(index, self.PAGE)
+        page = self._pages.get(number)
+        if page is None:
+            page = self._pages[number] = self._empty(number)
+        page[at * self.name.size : (at + 1) * self.name.size] = digest
+        self._zeros.discard(index, index + 1)
         self.known.add(index, index + 1)
 
     def set_zeros(self, start: int, stop: int) -> None:
         """Note that chunks ``[start, stop)`` are all zeros."""
-        last = self.grid.count - 1
-        full = zero_digest(self.name, self.grid.chunk)
-        if stop > start and start * self._width >= len(self._array):
-            self._array.extend(bytes(start * self._width - len(self._array)))
-        self._array[start * self._width : stop * self._width] = full * (stop - start)
+        self._zeros.add(start, stop)
         self.known.add(start, stop)
-        if start <= last < stop:
-            self.set(last, zero_digest(self.name, self.grid.length(last)))
 
     def set_ranges_zero(self, ranges: RangeSet) -> None:
         for start, stop in ranges:
@@ -200,11 +214,35 @@ class ChunkDigests:
     def get(self, index: int) -> bytes | None:
         if index not in self.known:
             return None
-        return bytes(self._array[index * self._width : (index + 1) * self._width])
+        if index in self._zeros:
+            return zero_digest(self.name, self.grid.length(index))
+        number, at = divmod(index, self.PAGE)
+        return bytes(self._pages[number][at * self.name.size : (at + 1) * self.name.size])
 
     def slice(self, start: int, stop: int) -> bytes:
         """The digests of ``[start, stop)``, all known, one behind the other."""
-        return bytes(self._array[start * self._width : stop * self._width])
+        first, width = start // self.PAGE * self.PAGE, self.name.size
+        pages = b"".join(self._page(number) for number in range(start // self.PAGE, -(-stop // self.PAGE)))
+        return pages[(start - first) * width : (stop - first) * width]
+
+    def _empty(self, number: int) -> bytearray:
+        return bytearray(min(self.PAGE, self.grid.count - number * self.PAGE) * self.name.size)
+
+    def _page(self, number: int) -> bytearray:
+        """A page with the digests of zeros in their places."""
+        first, width = number * self.PAGE, self.name.size
+        page = self._pages.get(number)
+        zeros = self._zeros.overlap(first, first + self.PAGE)
+        if page is not None and not zeros:
+            return page
+        page = self._empty(number) if page is None else page[:]
+        last = self.grid.count - 1
+        for start, stop in zeros:
+            full = zero_digest(self.name, self.grid.chunk)
+            page[(start - first) * width : (stop - first) * width] = full * (stop - start)
+            if stop > last:
+                page[(last - first) * width :] = zero_digest(self.name, self.grid.length(last))
+        return page
 
     @property
     def complete(self) -> bool:
@@ -212,5 +250,8 @@ class ChunkDigests:
 
     def root(self) -> bytes:
         """The root digest: of the ordered chunk digests and the size. All chunks are known."""
-        end = self.grid.count * self._width
-        return self.name.function(bytes(self._array[:end]) + self.grid.size.to_bytes(8, "big"))
+        hash_ = self.name.begin()
+        for number in range(-(-self.grid.count // self.PAGE)):
+            hash_.update(self._page(number))
+        hash_.update(self.grid.size.to_bytes(8, "big"))
+        return hash_.digest()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-from ftx.protocol.manifest import DigestName, Kind
+from ftx.protocol.manifest import DigestName, Entry, Kind
 
 PROTOCOL_VERSION = 1
 MAGIC = b"ftx\0"
@@ -231,6 +231,12 @@ class Offered:
     tag: bytes
     target: bytes = b""
     tlvs: tuple[Tlv, ...] = ()
+
+    def entry(self, entry_id: int, folder: bytes) -> Entry:
+        """The entry that is offered with this id in ``folder``, which is empty for the destination itself."""
+        path = folder + b"/" + self.name if folder else self.name
+        allocated = min(self.allocated, self.size)
+        return Entry(entry_id, self.kind, path, self.size, allocated, self.mode, self.mtime_ns, self.tag, self.target)
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,3 +133,27 @@ class RangeSet:
 
     def __repr__(self) -> str:
         return f"RangeSet({list(self)})"
+
+
+class Repeats:
+    """How often each integer was counted, up to ``most`` times: one set of ranges for each time (G8)."""
+
+    __slots__ = ("_most", "_times")
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._times: list[RangeSet] = []  # the first has what was counted once or more, the second twice or more, …
+
+    def add(self, start: int, stop: int) -> int | None:
+        """Count ``[start, stop)`` once more; the first integer that was counted ``most`` times before, if any."""
+        more = RangeSet([(start, stop)])
+        for times in self._times:
+            before = RangeSet(found for a, b in more for found in times.overlap(a, b))
+            times.update(more)
+            more = before
+        if not more:
+            return None
+        if len(self._times) == self._most:
+            return more.first()[0]
+        self._times.append(more)
+        return None

@@ -99,6 +99,11 @@ class LaneOrder:
         self._received = self._step(side, self._received, type_)
 
     @property
+    def peer_greets(self) -> bool:
+        """The peer has not said OPEN or ATTACH yet (or OPENED or ATTACHED)."""
+        return self._received in HANDSHAKE
+
+    @property
     def peer_ended(self) -> bool:
         """The peer has said BYE or ERROR: the end of its bytes is no accident."""
         return self._received is Phase.ENDED

@@ -130,11 +130,6 @@ class Crew:
                 self._changed.wait(until - now)
 
     @property
-    def failed(self) -> bool:
-        with self._changed:
-            return self._cause is not None
-
-    @property
     def stopped(self) -> bool:
         """The crew is leaving: loops end."""
         return self._stopped

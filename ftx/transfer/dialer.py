@@ -14,7 +14,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import ftx
-from ftx.errors import FtxError, Interrupted, NetworkError, ProtocolError, Refused, SomeFailed, Unproven, from_wire
+from ftx.errors import (
+    FtxError,
+    Interrupted,
+    NetworkError,
+    ProtocolError,
+    Refused,
+    SomeFailed,
+    UnknownHost,
+    Unproven,
+    from_wire,
+)
 from ftx.net import dial, handshake, peers
 from ftx.net.lane import Lane
 from ftx.options import SendOptions
@@ -23,8 +33,9 @@ from ftx.protocol import proof
 from ftx.protocol.messages import Role
 from ftx.storage.source import Source
 from ftx.transfer import events
+from ftx.transfer.actions import Outcome
 from ftx.transfer.crew import Stop
-from ftx.transfer.plan import Outcome, Plan
+from ftx.transfer.plan import Plan
 from ftx.transfer.send import SendSession
 
 FIRST_WAIT_S = 0.2
@@ -105,7 +116,7 @@ class SendRun:
         text = str(error)
         if error.from_peer and not isinstance(error, Refused):
             text = f"the receiver says: {text}"
-        if isinstance(error, NetworkError) and not self._established and error.retry:
+        if isinstance(error, NetworkError) and not isinstance(error, UnknownHost) and not self._established:
             return f"{text}. Is `ftx receive` running there, on this port?"
         if self._established and error.retry:
             return f"{text}. What has arrived is kept there. {AGAIN}"
@@ -156,7 +167,8 @@ class SendRun:
                     attempt, progress_s, before = 0, now, after
                 if now - progress_s >= self._options.retry_for_s:
                     raise
-                wait_s = min(FIRST_WAIT_S * 2**attempt, LONGEST_WAIT_S) * random.uniform(0.75, 1.25)
+                # Doubled so often only: a night of attempts would double it beyond what a float holds.
+                wait_s = min(FIRST_WAIT_S * 2 ** min(attempt, 16), LONGEST_WAIT_S) * random.uniform(0.75, 1.25)
                 attempt += 1
                 self._emit(events.Retry(str(error), round(wait_s, 3), attempt))
             self._stop.wait(wait_s)
@@ -248,7 +260,6 @@ class SendRun:
     def _ended(self, source: Source, outcome: Outcome | FtxError) -> None:
         """A source is done with: committed, skipped or failed."""
         item = self._items[source]
-        source.close()
         digest: str | None = None
         if isinstance(outcome, FtxError):
             item.failure, state = outcome, "failed"

@@ -15,113 +15,56 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ftx.errors import FtxError, IntegrityError, NameRefused, ProtocolError, TooLarge, Unsupported
 from ftx.protocol import messages as m
-from ftx.protocol.manifest import MAX_FILE_SIZE, ChunkDigests, DigestName, Entry, Grid
+from ftx.protocol.manifest import MAX_FILE_SIZE, ChunkDigests, DigestName, Entry, Grid, Kind
 from ftx.protocol.messages import Type
-from ftx.protocol.ranges import RangeSet
+from ftx.protocol.ranges import RangeSet, Repeats
 from ftx.protocol.session import State, next_state
+from ftx.transfer.actions import (
+    KEPT,
+    Action,
+    Commit,
+    Compare,
+    Leave,
+    Look,
+    Outcome,
+    Rehash,
+    Reject,
+    Release,
+    Say,
+    Take,
+    Verdict,
+)
 
 #: Chunks that one ASK_DIGESTS asks for when they must be hashed for it, and how many such asks are open.
 COMPARE_STEP = 64
 COMPARES_OPEN = 4
 
-# --- Actions: what the shell is to do ------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Say:
-    """Send this message."""
-
-    message: m.Message
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """See what is on the disk for this entry and answer with ``Ledger.looked``."""
-
-    entry: Entry
-
-
-@dataclass(frozen=True, slots=True)
-class Rehash:
-    """Read these held chunks from the disk, report each with ``Ledger.rehashed``. Not urgent."""
-
-    entry: int
-    ranges: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Compare:
-    """Read the held chunks from ``first`` on, compare with these digests, report with ``Ledger.compared``."""
-
-    entry: int
-    digest: DigestName
-    first: int
-    digests: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """Publish the entry, report with ``Ledger.committed``, ``Ledger.lost`` or ``Ledger.fail``.
-
-    Void, and to be dropped, if ``Receiving.committing`` is not set any more: a failed sync came between.
-    """
-
-    entry: int
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """The entry ended otherwise: let go of its partial and keep it."""
-
-    entry: int
-
-
-Action = Say | Look | Rehash | Compare | Commit | Release
-
-
-# --- Verdicts: what a look found -----------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Leave:
-    """Nothing is to be done for the entry."""
-
-    reason: m.SkipReason
-
-
-@dataclass(frozen=True, slots=True)
-class Reject:
-    """The entry cannot be taken."""
-
-    code: int
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Take:
-    """A partial is ready.
-
-    Attributes:
-        held: chunks that the journal lists for this very source.
-        doubted: chunks that it lists for another version of the source: compared before they count.
-        digests: of the chunks that this process has verified already, in an earlier session.
-    """
-
-    held: RangeSet
-    doubted: RangeSet
-    digests: ChunkDigests
-
-
-Verdict = Leave | Reject | Take
-
 
 @dataclass(slots=True)
 class Receiving:
-    """What the ledger knows of one entry. Shells read ``entry`` and ``grid``; all else is the ledger's."""
+    """What the ledger knows of one entry. Shells read ``entry`` and ``grid``; all else is the ledger's.
+
+    Attributes:
+        missing: chunks that were wanted and have not begun to arrive.
+        unread: held chunks that this process has not read back yet.
+        doubted: chunks of another version of the source that have not been compared yet.
+        to_ask: chunks whose digests are still to be asked for.
+        comparing: Compare actions under way.
+        asked: open ASK_DIGESTS: first chunk -> (one past the last, whether it is for doubted chunks).
+        held: chunks that were there before this session.
+        digests: of the chunks that are there; None before the look.
+        writing: chunks and zeros that are being written now.
+        root: the sender's root digest; None before FINISH.
+        repairs: how often each chunk was wanted again.
+        committing: a Commit is under way.
+        cancelled: the CANCEL that came meanwhile.
+        disagreed: the root digests differed, and no chunk has been found since that explains it.
+        received: payload bytes.
+    """
 
     entry: Entry
     grid: Grid
@@ -136,7 +79,7 @@ class Receiving:
     digests: ChunkDigests | None = None
     writing: int = 0
     root: bytes | None = None
-    repairs: dict[int, int] = field(default_factory=dict)
+    repairs: Repeats = field(default_factory=lambda: Repeats(m.MAX_REPAIRS))
     committing: bool = False
     cancelled: m.Cancel | None = None
     disagreed: bool = False
@@ -145,7 +88,7 @@ class Receiving:
 
 def _problem(offered: m.Offered) -> FtxError | None:
     """Why an offer cannot be taken, whatever is on the disk."""
-    if offered.size > MAX_FILE_SIZE:
+    if offered.kind is Kind.FILE and offered.size > MAX_FILE_SIZE:
         return TooLarge(f"larger than {MAX_FILE_SIZE >> 40} TiB")
     if not offered.name or b"/" in offered.name:
         return NameRefused("an entry's name that is not one name")
@@ -161,22 +104,29 @@ class Ledger:
     Args:
         digest: of chunks and roots in this session.
         window: entries that the sender may have outstanding.
+        folder: where the session's paths begin, from the destination on; empty for itself.
     """
 
-    def __init__(self, digest: DigestName, window: int) -> None:
+    def __init__(self, digest: DigestName, window: int, folder: bytes = b"") -> None:
         self._lock = threading.Lock()
         self._digest = digest
+        self._folder_path = folder
         self._window = max(window, m.INITIAL_WINDOW)
         self._live: dict[int, Receiving] = {}
         self._highest = 0
+        self._ended: list[Outcome] = []
         self.done = self.skipped = self.failed = 0
         self.bytes_received = self.bytes_held = self.bytes_offered = self.bytes_zeros = 0
         self.entries_offered = 0
 
     # --- what the sender says ---
 
-    def receive(self, message: m.Message) -> list[Action]:
+    def receive(self, message: m.Message, unsaid: int = 0) -> list[Action]:
         """Take in a message of the sender, except DATA and ZEROS, which come with bytes to write.
+
+        Args:
+            unsaid: answers that end entries and wait to be sent. The sender cannot have seen them, so these entries
+                are still outstanding: who reads no answers cannot offer on and on (G8).
 
         Raises:
             ProtocolError: it breaks a rule.
@@ -184,7 +134,7 @@ class Ledger:
         with self._lock:
             match message:
                 case m.Folder():
-                    return self._folder(message)
+                    return self._folder(message, unsaid)
                 case m.Finish():
                     return self._finish(message)
                 case m.Digests():
@@ -198,29 +148,26 @@ class Ledger:
                 case _:
                     raise ProtocolError(f"{type(message).__name__} is not for a receiver")
 
-    def _folder(self, message: m.Folder) -> list[Action]:
+    def _folder(self, message: m.Folder, unsaid: int) -> list[Action]:
         if message.first <= self._highest:
             raise ProtocolError(f"entry id {message.first} was used before")
         if message.first + len(message.entries) > 2**63:
             raise ProtocolError(f"entry ids from {message.first} on do not fit into their field")
-        if len(self._live) + len(message.entries) > self._window:
+        if len(self._live) + unsaid + len(message.entries) > self._window:
             raise ProtocolError(f"more than {self._window} entries outstanding")
         actions: list[Action] = []
+        folder = b"/".join(filter(None, (self._folder_path, message.path)))
         for entry_id, offered in enumerate(message.entries, message.first):
-            path = message.path + b"/" + offered.name if message.path else offered.name
             self._highest = entry_id
-            entry = Entry(
-                entry_id, offered.kind, path, offered.size, min(offered.allocated, offered.size), offered.mode,
-                offered.mtime_ns, offered.tag, offered.target,
-            )  # fmt: skip
+            entry = offered.entry(entry_id, folder)
             problem = _problem(offered)
-            receiving = Receiving(entry, Grid.of(0 if problem else offered.size))
+            receiving = Receiving(entry, Grid.of(0 if problem or offered.kind is not Kind.FILE else offered.size))
             self._live[entry_id] = receiving
             self.entries_offered += 1
             if problem:
                 actions += self._refuse(receiving, problem.wire, str(problem))
             else:
-                self.bytes_offered += offered.size
+                self.bytes_offered += receiving.grid.size
                 actions.append(Look(entry))
         return actions
 
@@ -248,9 +195,10 @@ class Ledger:
         receiving = self._step(message.entry, Type.CANCEL)
         if receiving is None:
             return []  # the answer that ends it is on its way already
-        if receiving.committing:
+        # The answer comes from the commit; or behind the look, so that looks are no more than the window has (G8).
+        if receiving.committing or receiving.digests is None:
             receiving.cancelled = message
-            return []  # the answer comes from the commit
+            return []
         return self._refuse(receiving, message.code, message.message)
 
     def _bye(self, message: m.Bye) -> list[Action]:
@@ -335,14 +283,18 @@ class Ledger:
         with self._lock:
             receiving = self._live.get(entry_id)
             if receiving is None:
-                return [Release(entry_id)]  # cancelled meanwhile
+                return [Release(entry_id)]
+            if receiving.cancelled is not None:
+                return self._refuse(receiving, receiving.cancelled.code, receiving.cancelled.message)
             match verdict:
                 case Leave():
                     receiving.state = next_state(entry_id, receiving.state, Type.SKIP)
-                    del self._live[entry_id]
                     self.skipped += 1
-                    if verdict.reason is m.SkipReason.SAME:
+                    same = verdict.reason is m.SkipReason.SAME
+                    if same:
+                        receiving.held.add(0, receiving.grid.count)
                         self.bytes_held += receiving.grid.size
+                    self._end(receiving, "skipped", message="" if same else KEPT)
                     return [Say(m.Skip((m.SkipItem(entry_id, verdict.reason),)))]
                 case Reject():
                     return self._refuse(receiving, verdict.code, verdict.message)
@@ -411,12 +363,21 @@ class Ledger:
                 return self._refuse(receiving, receiving.cancelled.code, receiving.cancelled.message)
             return self._repair(receiving, ranges)
 
-    def committed(self, entry_id: int, *, durable: bool) -> list[Action]:
-        """The entry is published; its receipt may go (G5)."""
+    def committing(self, entry_id: int) -> bool:
+        """Whether a Commit for the entry still holds."""
         with self._lock:
-            receiving = self._live.pop(entry_id)
+            receiving = self._live.get(entry_id)
+            return receiving is not None and receiving.committing
+
+    def committed(self, entry_id: int, *, durable: bool, path: bytes | None = None) -> list[Action]:
+        """The entry is published; its receipt may go (G5). ``path``: the one it got, if it is another."""
+        with self._lock:
+            receiving = self._live[entry_id]
             assert receiving.root is not None
             self.done += 1
+            if path is not None:
+                receiving.entry = replace(receiving.entry, path=path)
+            self._end(receiving, "done", root=receiving.root, durable=durable)
             flags = m.ReceiptFlags.DURABLE if durable else 0
             return [Say(m.Receipt((m.ReceiptItem(entry_id, flags, receiving.root),)))]
 
@@ -430,6 +391,12 @@ class Ledger:
         """A live entry; None when it has ended."""
         with self._lock:
             return self._live.get(entry_id)
+
+    def ended(self) -> list[Outcome]:
+        """How entries ended since the last call; those that are offered anew have not."""
+        with self._lock:
+            ended, self._ended = self._ended, []
+            return ended
 
     # --- the one mechanism: what is missing, in doubt, agreed ---
 
@@ -509,11 +476,9 @@ class Ledger:
         if not again:
             return self._complete(receiving)
         for start, stop in again:
-            for index in range(start, stop):
-                receiving.repairs[index] = receiving.repairs.get(index, 0) + 1
-                if receiving.repairs[index] > m.MAX_REPAIRS:
-                    text = f"chunk {index} was still wrong after it was sent again {m.MAX_REPAIRS} times"
-                    return self._refuse(receiving, IntegrityError.wire, text)
+            if (index := receiving.repairs.add(start, stop)) is not None:
+                text = f"chunk {index} was still wrong after it was sent again {m.MAX_REPAIRS} times"
+                return self._refuse(receiving, IntegrityError.wire, text)
             assert receiving.digests is not None
             receiving.digests.forget(start, stop)
             self.bytes_held -= receiving.grid.bytes_in(RangeSet(receiving.held.overlap(start, stop)))
@@ -534,10 +499,17 @@ class Ledger:
     def _refuse(self, receiving: Receiving, code: int, message: str) -> list[Action]:
         entry_id = receiving.entry.id
         receiving.state = next_state(entry_id, receiving.state, Type.REFUSE)
-        del self._live[entry_id]
         if code == m.WITHDRAWN:
             self.entries_offered -= 1
             self.bytes_offered -= receiving.grid.size
+            del self._live[entry_id]
         else:
             self.failed += 1
+            self._end(receiving, "failed", code=code, message=message)
         return [Say(m.Refuse((m.RefuseItem(entry_id, code, message),))), Release(entry_id)]
+
+    def _end(self, receiving: Receiving, state: str, *, code: int = 0, message: str = "",
+             root: bytes = b"", durable: bool = False) -> None:  # fmt: skip
+        del self._live[receiving.entry.id]
+        reused = receiving.grid.bytes_in(receiving.held)
+        self._ended.append(Outcome(receiving.entry, state, code, message, root, durable, receiving.received, reused))

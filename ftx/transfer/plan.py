@@ -24,71 +24,12 @@ from ftx.errors import ProtocolError, SourceChanged
 from ftx.protocol import messages as m
 from ftx.protocol.manifest import ChunkDigests, DigestName, Entry, Grid, Pin
 from ftx.protocol.messages import Type
-from ftx.protocol.ranges import RangeSet
+from ftx.protocol.ranges import RangeSet, Repeats
 from ftx.protocol.session import State, next_state
+from ftx.transfer.actions import KEPT, AnswerDigests, CheckSource, HashChunk, Job, Outcome, Say, SendChunk
 
 #: Chunks hashed for one DIGESTS message: a step is bounded, so PING is never late behind it.
 DIGESTS_STEP = 16
-
-
-# --- Jobs: what a writer is to do next -----------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Say:
-    """Send this message."""
-
-    message: m.Message
-
-
-@dataclass(frozen=True, slots=True)
-class SendChunk:
-    """Read the chunk, report it with ``Plan.chunk_read``, send it as DATA."""
-
-    entry: int
-    index: int
-
-
-@dataclass(frozen=True, slots=True)
-class HashChunk:
-    """Read the chunk and report it with ``Plan.chunk_read``: the receiver holds it already."""
-
-    entry: int
-    index: int
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerDigests:
-    """Read chunks ``[first, stop)``, send their digests."""
-
-    entry: int
-    digest: DigestName
-    first: int
-    stop: int
-
-
-@dataclass(frozen=True, slots=True)
-class CheckSource:
-    """Everything was read: look whether the source is still what was offered, then call ``Plan.checked``."""
-
-    entry: int
-
-
-Job = Say | SendChunk | HashChunk | AnswerDigests | CheckSource
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How an entry ended. ``code`` is a wire code, 0 unless it failed."""
-
-    entry: Entry
-    state: str  # "done", "skipped" or "failed", the words of the JSON event; or "withdrawn"
-    code: int = 0
-    message: str = ""
-    root: bytes = b""
-    durable: bool = False
-    sent: int = 0
-    reused: int = 0
 
 
 class _Need(Enum):
@@ -112,7 +53,7 @@ class _Sending:
     wanted: RangeSet = field(default_factory=RangeSet)
     unread: RangeSet = field(default_factory=RangeSet)
     asks: deque[AnswerDigests] = field(default_factory=deque)
-    repairs: dict[int, int] = field(default_factory=dict)
+    repairs: Repeats = field(default_factory=lambda: Repeats(m.MAX_REPAIRS))
     sent_once: RangeSet = field(default_factory=RangeSet)
     working: int = 0
     checking: bool = False
@@ -123,14 +64,14 @@ class _Sending:
     held: int = 0
     missing: int | None = None
 
-    def need(self) -> _Need | None:
+    def need(self, *, paused: bool) -> _Need | None:
         """The most urgent thing to do for this entry; None when it waits for the receiver or for a job."""
-        if self.wanted:
+        if self.wanted and not paused:
             return _Need.SEND
         if self.asks:
             # One lane at a time, so that the answers to one ask keep their order.
             return None if self.working else _Need.ANSWER
-        if self.state is not State.WANTED:
+        if self.state is not State.WANTED or self.wanted:
             return None
         if self.unread:
             return _Need.HASH
@@ -182,13 +123,8 @@ class Plan:
             first = self._next_id
             self._next_id += len(items)
             for entry_id, (offered, holes, digests) in enumerate(items, first):
-                path = folder + b"/" + offered.name if folder else offered.name
-                entry = Entry(
-                    entry_id, offered.kind, path, offered.size, offered.allocated, offered.mode,
-                    offered.mtime_ns, offered.tag, offered.target,
-                )  # fmt: skip
                 digests.set_ranges_zero(holes)
-                sending = _Sending(entry, Grid.of(offered.size), digests, holes)
+                sending = _Sending(offered.entry(entry_id, folder), Grid.of(offered.size), digests, holes)
                 sending.unread = digests.known.complement(sending.grid.count)
                 self._live[entry_id] = sending
             self._say.append(m.Folder(folder, first, tuple(offered for offered, _, _ in items)))
@@ -306,35 +242,15 @@ class Plan:
                 case m.AskDigests():
                     self._ask(message)
                 case m.Skip():
-                    ended = []
-                    for skip in message.items:
-                        if sending := self._step(skip.entry, Type.SKIP):
-                            self.skipped += 1
-                            same = skip.reason is m.SkipReason.SAME
-                            if same:
-                                sending.held = sending.grid.size
-                                self.bytes_held += sending.held
-                            text = "" if same else "a different file is there and is kept"
-                            ended.append(self._end(sending, "skipped", message=text))
-                    return ended
+                    return [outcome for skip in message.items if (outcome := self._skip(skip))]
                 case m.Refuse():
-                    ended = []
-                    for refusal in message.items:
-                        if sending := self._step(refusal.entry, Type.REFUSE):
-                            withdrawn = refusal.code == m.WITHDRAWN
-                            if withdrawn and not sending.withdrawn:
-                                raise ProtocolError(f"entry {refusal.entry} was refused as withdrawn and was not")
-                            self.failed += not withdrawn
-                            self._owed += withdrawn
-                            word = "withdrawn" if withdrawn else "failed"
-                            ended.append(self._end(sending, word, code=refusal.code, message=refusal.message))
-                    return ended
+                    return [outcome for refusal in message.items if (outcome := self._refuse(refusal))]
                 case m.Receipt():
-                    return [outcome for item in message.items if (outcome := self._receipt(item))]
+                    return [outcome for receipt in message.items if (outcome := self._receipt(receipt))]
                 case m.Pause():
-                    self._paused = message
+                    self._pause(message)
                 case m.Resume():
-                    self._paused = None
+                    self._pause(None)
                 case m.Bye():
                     if (message.done, message.skipped, message.failed) != (self.done, self.skipped, self.failed):
                         raise ProtocolError("the two sides count differently at the end")
@@ -368,9 +284,8 @@ class Plan:
             stop = item.first + item.count
             if stop > sending.grid.count or item.count == 0:
                 raise ProtocolError(f"WANT for chunks {item.first} to {stop} of {sending.grid.count}")
-            for index in sending.sent_once.each(item.first, stop):
-                sending.repairs[index] = sending.repairs.get(index, 0) + 1
-                if sending.repairs[index] > m.MAX_REPAIRS:
+            for again in sending.sent_once.overlap(item.first, stop):
+                if (index := sending.repairs.add(*again)) is not None:
                     raise ProtocolError(f"chunk {index} of entry {message.entry} is wanted again and again")
             sending.wanted.add(item.first, stop)
         if first_answer:
@@ -389,6 +304,28 @@ class Plan:
         sending.asks.append(AnswerDigests(message.entry, message.digest, message.first, stop))
         self._file(sending)
 
+    def _skip(self, item: m.SkipItem) -> Outcome | None:
+        sending = self._step(item.entry, Type.SKIP)
+        if sending is None:
+            return None
+        self.skipped += 1
+        if item.reason is m.SkipReason.KEPT:
+            return self._end(sending, "skipped", message=KEPT)
+        sending.held = sending.grid.size
+        self.bytes_held += sending.held
+        return self._end(sending, "skipped")
+
+    def _refuse(self, item: m.RefuseItem) -> Outcome | None:
+        sending = self._step(item.entry, Type.REFUSE)
+        if sending is None:
+            return None
+        withdrawn = item.code == m.WITHDRAWN
+        if withdrawn and not sending.withdrawn:
+            raise ProtocolError(f"entry {item.entry} was refused as withdrawn and was not")
+        self.failed += not withdrawn
+        self._owed += withdrawn
+        return self._end(sending, "withdrawn" if withdrawn else "failed", code=item.code, message=item.message)
+
     def _receipt(self, item: m.ReceiptItem) -> Outcome | None:
         sending = self._step(item.entry, Type.RECEIPT)
         if sending is None:
@@ -396,11 +333,10 @@ class Plan:
         if item.root != sending.digests.root():
             raise ProtocolError(f"a receipt for entry {item.entry} with another root digest")
         self.done += 1
-        outcome = self._end(sending, "done", root=item.root)
-        return replace(outcome, durable=bool(item.flags & m.ReceiptFlags.DURABLE))
+        return self._end(sending, "done", root=item.root, durable=bool(item.flags & m.ReceiptFlags.DURABLE))
 
     def _end(self, sending: _Sending, state: str, *, code: int = 0, message: str = "",
-             root: bytes = b"") -> Outcome:  # fmt: skip
+             root: bytes = b"", durable: bool = False) -> Outcome:  # fmt: skip
         del self._live[sending.entry.id]
         if sending.filed is not None:
             del self._ready[sending.filed][sending.entry.id]
@@ -409,7 +345,7 @@ class Plan:
             reused = sending.grid.size - sending.grid.bytes_in(sending.sent_once)
             self.bytes_held += reused - sending.held
             sending.held = reused
-        return Outcome(sending.entry, state, code, message, root, sent=sending.sent, reused=sending.held)
+        return Outcome(sending.entry, state, code, message, root, durable, sending.sent, sending.held)
 
     # --- what the shell takes out ---
 
@@ -437,16 +373,22 @@ class Plan:
                 return Say(m.Bye(self.done, self.skipped, self.failed))
             return None
 
+    def _pause(self, message: m.Pause | None) -> None:
+        """Chunks rest or go on; answers and reading go on in any case."""
+        self._paused = message
+        for sending in self._live.values():
+            self._file(sending)
+
     def _first_ready(self) -> tuple[_Sending, _Need] | None:
         """An entry that needs something, the most urgent first."""
         for need, ready in self._ready.items():
-            if ready and not (need is _Need.SEND and self._paused):
+            if ready:
                 return next(iter(ready.values())), need
         return None
 
     def _file(self, sending: _Sending) -> None:
         """Put the entry among those that need what it needs first, so that ``next`` never searches."""
-        need = sending.need()
+        need = sending.need(paused=self._paused is not None)
         if need is not sending.filed:
             if sending.filed is not None:
                 del self._ready[sending.filed][sending.entry.id]

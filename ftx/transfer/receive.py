@@ -10,8 +10,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import assert_never
 
 from ftx.errors import DestinationError, FtxError, PeerSilent, Superseded, Unsupported, from_wire
@@ -21,14 +20,14 @@ from ftx.protocol import messages as m
 from ftx.protocol.manifest import DigestName, Entry, Kind
 from ftx.storage import commit, disk
 from ftx.storage.partial import DIRTY_BYTES, SYNC_BYTES, Partial, PartialStore, SyncFailed
-from ftx.transfer.crew import Crew
-from ftx.transfer.ledger import (
+from ftx.transfer import events
+from ftx.transfer.actions import (
     Action,
     Commit,
     Compare,
     Leave,
-    Ledger,
     Look,
+    Outcome,
     Rehash,
     Reject,
     Release,
@@ -36,6 +35,8 @@ from ftx.transfer.ledger import (
     Take,
     Verdict,
 )
+from ftx.transfer.crew import Crew
+from ftx.transfer.ledger import Ledger
 
 TICK_S = 0.2
 LEAVE_S = 4.0
@@ -45,9 +46,6 @@ GHOST_S = 0.3
 WINDOW = 64  #: entries that a sender may have outstanding
 
 _XXH3 = DigestName.XXH3_128.function
-
-#: Called when an entry ended: (entry, state, bytes received, bytes reused, root digest, error).
-OnEnded = Callable[[Entry, str, int, int, bytes, FtxError | None], None]
 
 
 class ReceiveSession:
@@ -61,7 +59,10 @@ class ReceiveSession:
         policy: what happens to a different file of the same name.
         fsync: wait for the disk before a receipt is given.
         timeout_s: how long the peer may be silent.
-        on_ended: called from the session's threads.
+        on_event: told of each entry that ended, from the session's threads.
+
+    Attributes:
+        failure: of the entry that failed last.
     """
 
     def __init__(
@@ -73,18 +74,18 @@ class ReceiveSession:
         policy: Exists,
         fsync: bool,
         timeout_s: float,
-        on_ended: OnEnded,
+        on_event: events.OnEvent,
     ) -> None:
-        self.ledger = Ledger(request.digest, WINDOW)
+        self.ledger = Ledger(request.digest, WINDOW, request.folder)
+        self.failure: FtxError | None = None
         self._lane = lane
         self._digest = request.digest
-        self._folder = request.folder
         self._peer = peer
         self._store = store
         self._policy = policy
         self._fsync = fsync
         self._timeout_s = timeout_s
-        self._on_ended = on_ended
+        self._on_event = on_event
         self._partials: dict[int, Partial] = {}
         self._over = False
         self._lock = threading.Lock()
@@ -132,16 +133,12 @@ class ReceiveSession:
             for partial in partials.values():
                 self._store.release(partial, committed=False)
 
-    @property
-    def digest_name(self) -> str:
-        return self._digest.label
-
     def stop(self, error: FtxError) -> None:
         """End the session from another thread, for this reason: superseded, or the receiver leaves."""
         self._crew.fail(error)
 
     def _check_alive(self) -> None:
-        if time.monotonic() - self._lane.last_received_s > self._timeout_s:
+        if self._lane.silent_s > self._timeout_s:
             raise PeerSilent(f"the sender has been silent for {self._timeout_s:g} s")
 
     def _unblock(self) -> None:
@@ -185,8 +182,27 @@ class ReceiveSession:
                     self._release(action.entry)
                 case _:
                     assert_never(action)
+        for outcome in self.ledger.ended():
+            self._tell(outcome)
+
+    def _tell(self, outcome: Outcome) -> None:
+        error = from_wire(outcome.code, outcome.message) if outcome.code else None
+        self.failure = error or self.failure
+        self._on_event(
+            events.EntryEnded(
+                path=outcome.entry.path,
+                state=outcome.state,
+                size=outcome.entry.size,
+                sent=outcome.sent,
+                reused=outcome.reused,
+                digest=f"{self._digest.label}:{outcome.root.hex()}" if outcome.root else None,
+                code=error.exit_code if error else 0,
+                message=outcome.message,
+            )
+        )
 
     def _release(self, entry_id: int) -> None:
+        self._settled.discard(entry_id)
         with self._lock:
             partial = self._partials.pop(entry_id, None)
         if partial is not None:
@@ -198,11 +214,7 @@ class ReceiveSession:
 
     def _fail(self, entry_id: int, error: FtxError) -> None:
         """One entry cannot be taken any further; the others go on."""
-        receiving = self.ledger.get(entry_id)
-        actions = self.ledger.fail(entry_id, error.wire, str(error))
-        if receiving is not None and actions:
-            self._on_ended(self._placed(receiving.entry), "failed", receiving.received, 0, b"", error)
-        self._act(actions)
+        self._act(self.ledger.fail(entry_id, error.wire, str(error)))
 
     # --- read ---
 
@@ -217,6 +229,10 @@ class ReceiveSession:
                     self._zeros(message)
                 case m.Error():
                     raise from_wire(message.code, message.message)
+                case m.Folder():
+                    with self._out:
+                        unsaid = sum(isinstance(said, m.Skip | m.Refuse | m.Receipt) for said in self._outbox)
+                    self._act(self.ledger.receive(message, unsaid))
                 case _:
                     self._act(self.ledger.receive(message))
                     if isinstance(message, m.Bye):
@@ -242,10 +258,11 @@ class ReceiveSession:
                 if not alive:
                     return
                 partial.write(message.index, payload)
+                actions = self.ledger.written(receiving, message.index, digest)
         except DestinationError as error:
             self._fail(message.entry, error)
             return
-        self._act(self.ledger.written(receiving, message.index, digest))
+        self._act(actions)
         if self._fsync and partial.dirty >= DIRTY_BYTES:
             self._sync(message.entry, partial)
 
@@ -261,10 +278,11 @@ class ReceiveSession:
                     return
                 for start, stop in ranges:
                     partial.write_zeros(start, stop)
+                actions = self.ledger.zeroed(receiving, ranges)
         except DestinationError as error:
             self._fail(message.entry, error)
             return
-        self._act(self.ledger.zeroed(receiving, ranges))
+        self._act(actions)
 
     def _chunk_buffer(self, length: int) -> memoryview:
         if len(self._buffer) < length:
@@ -276,22 +294,18 @@ class ReceiveSession:
     def _look(self) -> None:
         """See what the disk has for each offer."""
         while (entry := self._looks.get()) is not None and not self._crew.stopped:
-            verdict = self._verdict(entry)
-            if not isinstance(verdict, Take):
-                self._tell(entry, verdict)
-            self._act(self.ledger.looked(entry.id, verdict))
+            self._act(self.ledger.looked(entry.id, self._verdict(entry)))
 
     def _verdict(self, entry: Entry) -> Verdict:
-        placed = self._placed(entry)
         try:
             if entry.kind is not Kind.FILE:
-                raise Unsupported(f"{disk.show(placed.path)}: this receiver takes files only so far")
-            reason = commit.look(self._store.root, placed, self._policy)
+                raise Unsupported(f"{disk.show(entry.path)}: this receiver takes files only so far")
+            reason = commit.look(self._store.root, entry, self._policy)
             if reason is m.SkipReason.SAME:
-                self._store.clear(self._peer, placed, fsync=self._fsync)
+                self._store.clear(self._peer, entry, fsync=self._fsync)
             if reason is not None:
                 return Leave(reason)
-            partial = self._store.open(self._peer, placed, self._digest)
+            partial = self._store.open(self._peer, entry, self._digest)
         except FtxError as error:
             return Reject(error.wire, str(error))
         with self._lock:
@@ -300,17 +314,6 @@ class ReceiveSession:
         if over:  # the disk was slow, and nobody waits for it any more
             self._release(entry.id)
         return Take(partial.held, partial.doubted, partial.digests)
-
-    def _tell(self, entry: Entry, verdict: Leave | Reject) -> None:
-        placed = self._placed(entry)
-        if isinstance(verdict, Leave):
-            self._on_ended(placed, "skipped", 0, entry.size, b"", None)
-        else:
-            self._on_ended(placed, "failed", 0, 0, b"", from_wire(verdict.code, verdict.message))
-
-    def _placed(self, entry: Entry) -> Entry:
-        """The entry with its path from the destination's root on."""
-        return replace(entry, path=self._folder + b"/" + entry.path) if self._folder else entry
 
     # --- commit ---
 
@@ -369,15 +372,15 @@ class ReceiveSession:
         return True
 
     def _publish(self, entry_id: int) -> None:
-        partial, receiving = self._partial(entry_id), self.ledger.get(entry_id)
-        if partial is None or receiving is None:
-            return
+        partial = self._partial(entry_id)
+        if partial is None or not self.ledger.committing(entry_id):
+            return  # what it was to publish was lost meanwhile
         try:
             with partial.use() as alive:
                 if not alive:
                     return
                 path = commit.publish(self._store.root, partial, self._policy, fsync=self._fsync)
-                actions = self.ledger.committed(entry_id, durable=self._fsync)
+                actions = self.ledger.committed(entry_id, durable=self._fsync, path=path)
                 with self._lock:
                     self._partials.pop(entry_id, None)
                 self._act(actions)
@@ -393,9 +396,6 @@ class ReceiveSession:
             self._fail(entry_id, error)
             return
         self._store.release(partial, committed=True)
-        reused = receiving.grid.bytes_in(receiving.held)
-        assert receiving.root is not None
-        self._on_ended(replace(partial.entry, path=path), "done", receiving.received, reused, receiving.root, None)
 
     def _compare(self, job: Compare) -> None:
         """Doubted chunks against the sender's digests: equal ones are kept, the others asked for."""
@@ -420,7 +420,8 @@ class ReceiveSession:
                 self._steps += 1
             if not partial.doubted:
                 partial.trust()
-        self._act(self.ledger.compared(job.entry, found))
+            actions = self.ledger.compared(job.entry, found)
+        self._act(actions)
 
     def _rehash_chunk(self, entry_id: int, index: int) -> None:
         """G4: what another process wrote counts when it was read from the disk, not because the journal says so."""
@@ -432,8 +433,9 @@ class ReceiveSession:
                 return
             self._settle(entry_id, partial)
             payload = self._read_back(partial, index)
-        digest = None if payload is None else self._digest.function(payload)
-        self._act(self.ledger.rehashed(entry_id, index, digest))
+            digest = None if payload is None else self._digest.function(payload)
+            actions = self.ledger.rehashed(entry_id, index, digest)
+        self._act(actions)
 
     def _settle(self, entry_id: int, partial: Partial) -> None:
         """To the disk with what is held, and out of memory: the disk is to be read, not the cache (G4)."""

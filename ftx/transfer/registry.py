@@ -31,7 +31,6 @@ from ftx.net.lane import Lane
 from ftx.net.listen import Listener
 from ftx.options import ReceiveOptions
 from ftx.protocol import messages as m
-from ftx.protocol.manifest import Entry
 from ftx.protocol.messages import Role
 from ftx.storage import paths
 from ftx.storage.partial import PartialStore
@@ -50,6 +49,7 @@ MAX_STRANGERS = 512
 #: Processes that a newer run took over from, as many as are remembered.
 MAX_SUPERSEDED = 256
 SUPERSEDED = "a newer run of the same job took over"
+STOPPED = "the receiver was stopped"
 
 
 @dataclass(slots=True)
@@ -86,7 +86,6 @@ class _Session:
     retry_for_s: int
     started_s: float = field(default_factory=time.monotonic)
     over: threading.Event = field(default_factory=threading.Event)
-    failure: FtxError | None = None  # of the entry that failed last
 
 
 class Receiver:
@@ -179,7 +178,7 @@ class Receiver:
         for lane in strangers:
             lane.shutdown()
         for session in sessions:
-            session.work.stop(Leaving("the receiver was stopped"))
+            session.work.stop(Leaving(STOPPED))
         deadline = time.monotonic() + LEAVE_S - 0.5
         for session in sessions:
             session.over.wait(max(0.0, deadline - time.monotonic()))
@@ -191,19 +190,21 @@ class Receiver:
         lane.deadline_s = time.monotonic() + m.HANDSHAKE_S
         with self._lock:
             self._strangers[lane] = None
-            oldest = next(iter(self._strangers)) if len(self._strangers) > MAX_STRANGERS else None
+            oldest = self._strangers.popitem(last=False)[0] if len(self._strangers) > MAX_STRANGERS else None
         if oldest is not None:
             oldest.shutdown()
-        threading.Thread(target=self._greet, args=(lane, address), name="ftx-greet", daemon=True).start()
+        try:
+            threading.Thread(target=self._greet, args=(lane, address), name="ftx-greet", daemon=True).start()
+        except RuntimeError as error:  # the system has no thread left: whoever is connected goes on
+            with self._lock:
+                self._strangers.pop(lane, None)
+            lane.close()
+            self._events.put(events.Warn(f"{address}: {error}"))
 
     def _greet(self, lane: Lane, address: str) -> None:
         """One connection, from its first byte to its last."""
         try:
-            try:
-                greeting, request = handshake.listen(lane, self._keys, open_=self._options.open)
-            finally:
-                with self._lock:
-                    self._strangers.pop(lane, None)
+            greeting, request = handshake.listen(lane, self._keys, open_=self._options.open)
             self._session(lane, address, greeting, request)
         except FtxError as error:
             if not error.from_peer:
@@ -215,6 +216,8 @@ class Receiver:
             handshake.refuse(lane, InternalError(f"{type(error).__name__}: {error}"))
             self._events.put(events.Warn(f"{address}: a bug in ftx: {type(error).__name__}: {error}"))
         finally:
+            with self._lock:
+                self._strangers.pop(lane, None)  # only now: one that is being refused costs a thread like the others
             lane.close()
 
     def _session(self, lane: Lane, address: str, greeting: handshake.Greeting, request: m.Open | m.Attach) -> None:
@@ -225,31 +228,11 @@ class Receiver:
         if request.lanes < 1:
             raise ProtocolError("OPEN for no lane")
         paths.components(request.folder)
+        with self._lock:
+            self._strangers.pop(lane, None)
         lane.deadline_s = None
-        session = _Session(
-            id=request.session.hex(),
-            address=address,
-            work=None,  # type: ignore[arg-type] # set in the next line: the two know each other
-            job=(greeting.peer, request.job),
-            process=request.process,
-            retry_for_s=request.retry_for_s,
-        )
-        session.work = self._work(lane, greeting, request, session)
-        self._take_over(lane, session)
-        try:
-            lane.send(m.Opened(1, WINDOW))
-            lane.order.opened(Role.RECEIVER)
-            self._events.put(events.SessionUp(session.id, address, False, 1))
-            self._run(session)
-        finally:
-            with self._lock:
-                if self._sessions.get(session.job) is session:
-                    del self._sessions[session.job]
-            session.over.set()
-
-    def _work(self, lane: Lane, greeting: handshake.Greeting, request: m.Open, session: _Session) -> ReceiveSession:
         options = self._options
-        return ReceiveSession(
+        work = ReceiveSession(
             lane,
             request,
             greeting.peer,
@@ -257,8 +240,22 @@ class Receiver:
             options.exists,
             options.fsync,
             options.timeout_s,
-            lambda *what: self._entry_ended(session, *what),
+            self._events.put,
         )
+        job = greeting.peer, request.job
+        session = _Session(request.session.hex(), address, work, job, request.process, request.retry_for_s)
+        self._take_over(lane, session)
+        try:
+            lane.send(m.Opened(1, WINDOW))
+            lane.order.opened(Role.RECEIVER)
+            self._events.put(events.SessionUp(session.id, address, False, 1))
+            self._run(session)
+        finally:
+            with self._lock:  # in one step: it counts as under way or as over, never as both
+                del self._sessions[session.job]
+                self._all.add(work.ledger)
+                self._recent.add(work.ledger)
+            session.over.set()
 
     def _take_over(self, lane: Lane, session: _Session) -> None:
         """End an older session of the same peer and job, and wait until it has let go of its partials.
@@ -269,6 +266,8 @@ class Receiver:
         peer, _ = session.job
         while True:
             with self._lock:
+                if self._stopping:
+                    raise Leaving(STOPPED)
                 if (peer, session.process) in self._superseded:
                     raise Superseded(SUPERSEDED)  # it did not hear it, and is back
                 older = self._sessions.get(session.job)
@@ -293,11 +292,8 @@ class Receiver:
             error = failure
         ledger = session.work.ledger
         if error is None and ledger.failed:
-            only = ledger.done + ledger.skipped == 0 and ledger.failed == 1 and session.failure
-            error = session.failure if only else SomeFailed(f"{ledger.failed} could not be received")
-        with self._lock:
-            self._all.add(ledger)
-            self._recent.add(ledger)
+            only = ledger.done + ledger.skipped == 0 and ledger.failed == 1
+            error = session.work.failure if only else SomeFailed(f"{ledger.failed} could not be received")
         code, message = (error.exit_code, str(error)) if error else (0, "")
         self._events.put(
             events.SessionEnd(
@@ -327,25 +323,6 @@ class Receiver:
             return self._over
 
     # --- what to tell ---
-
-    def _entry_ended(
-        self, session: _Session, entry: Entry, state: str, sent: int, reused: int, root: bytes, error: FtxError | None
-    ) -> None:
-        if error is not None:
-            session.failure = error
-        name = session.work.digest_name
-        self._events.put(
-            events.EntryEnded(
-                path=entry.path,
-                state=state,
-                size=entry.size,
-                sent=sent,
-                reused=reused,
-                digest=f"{name}:{root.hex()}" if root else None,
-                code=error.exit_code if error else 0,
-                message=str(error) if error else "",
-            )
-        )
 
     def _progress(self) -> None:
         """What is under way, with what ended since somebody is connected."""

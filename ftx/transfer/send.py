@@ -12,23 +12,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import assert_never
 
-from ftx.errors import FtxError, PeerSilent, SourceChanged, SourceError, from_wire
+from ftx.errors import FtxError, Interrupted, PeerSilent, SourceChanged, SourceError, from_wire
 from ftx.net.lane import Lane
 from ftx.protocol import messages as m
 from ftx.protocol.manifest import DigestName, Pin, zero_digest, zeros
 from ftx.storage import disk
 from ftx.storage.source import Source
+from ftx.transfer.actions import AnswerDigests, CheckSource, HashChunk, Job, Outcome, Say, SendChunk
 from ftx.transfer.crew import Crew, Stop
-from ftx.transfer.plan import (
-    AnswerDigests,
-    CheckSource,
-    HashChunk,
-    Job,
-    Outcome,
-    Plan,
-    Say,
-    SendChunk,
-)
+from ftx.transfer.plan import Plan
 
 TICK_S = 0.1
 LEAVE_S = 1.0
@@ -76,23 +68,25 @@ class SendSession:
         Raises:
             FtxError: the cause of the session's end.
         """
-        with Crew("ftx-send", LEAVE_S, self._unblock) as crew:
-            crew.start("read", lambda: self._read(crew))
-            crew.start("write", lambda: self._write(crew))
-            crew.start("scan", lambda: self._scan(crew))
-            try:
-                while not crew.wait(TICK_S):
-                    stop.check()
-                    self._check_alive()
-                    self._report()
-                    on_tick()
-            except FtxError as error:
-                self._leave(error)
-                raise
-            finally:
-                self._to_offer.put(None)
-                self._report()
-                on_tick()
+        try:
+            with Crew("ftx-send", LEAVE_S, self._unblock) as crew:
+                crew.start("read", lambda: self._read(crew))
+                crew.start("write", lambda: self._write(crew))
+                crew.start("scan", lambda: self._scan(crew))
+                try:
+                    while not crew.wait(TICK_S):
+                        stop.check()
+                        self._check_alive()
+                        self._report()
+                        on_tick()
+                except FtxError as error:
+                    self._leave(error)
+                    raise
+                finally:
+                    self._to_offer.put(None)
+        finally:
+            self._report()  # only now: a receipt may have come while the others left
+            on_tick()
 
     def unfinished(self) -> Iterator[tuple[Source, int, int, int | None]]:
         """After a session that broke: each source that was under way, bytes sent of it, bytes held and missing."""
@@ -100,7 +94,7 @@ class SendSession:
             yield source, *self.plan.moved(entry_id), self.plan.missing(entry_id)
 
     def _check_alive(self) -> None:
-        if time.monotonic() - self._lane.last_received_s > self._timeout_s:
+        if self._lane.silent_s > self._timeout_s:
             raise PeerSilent(f"the receiver has been silent for {self._timeout_s:g} s")
 
     def _report(self) -> None:
@@ -124,7 +118,8 @@ class SendSession:
             self._last_word = m.Error(error.wire, str(error))
             self._wake.notify_all()
         if self._quiet.wait(LAST_WORD_S):
-            self._lane.drain(LAST_WORD_S)
+            # Whoever is told to leave leaves soon; the peer may then hear it from its reader or not at all.
+            self._lane.drain(LAST_WORD_S if isinstance(error, Interrupted) else m.DRAIN_S)
 
     # --- scan ---
 
@@ -224,8 +219,12 @@ class SendSession:
                     self._source_failed(source, job.entry, error)
             case _:
                 assert_never(job)
+        self._keep_alive()
+
+    def _keep_alive(self) -> None:
+        """Reading alone may take long."""
         if time.monotonic() - self._lane.last_sent_s > m.PING_S:
-            self._lane.send(m.Ping())  # reading alone may take long
+            self._lane.send(m.Ping())
 
     def _do_with(self, source: Source, job: SendChunk | HashChunk | AnswerDigests | CheckSource) -> None:
         plan = self.plan
@@ -254,6 +253,7 @@ class SendSession:
                 for index in range(job.first, job.stop):
                     payload, _ = self._read_chunk(source, job.entry, index)
                     answer += job.digest.function(payload)
+                    self._keep_alive()
                 self._lane.send(m.Digests(job.entry, job.digest, job.first, bytes(answer)))
                 plan.job_over(job.entry)
             case CheckSource():

@@ -43,9 +43,22 @@ def test_a_name_with_several_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
             assert sock.getpeername()[1] == port
 
 
-def test_unknown_host() -> None:
-    with pytest.raises(UnknownHost, match="no-such-host.invalid"):
-        dial.connect("no-such-host.invalid", 1, 5, _nothing)
+def test_an_address_of_a_family_that_the_machine_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        found = [(999, socket.SOCK_STREAM, 6, "", ()), (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_more: list(found))
+        with dial.connect("somewhere", port, 5, _nothing) as sock:
+            assert sock.getpeername()[1] == port
+        del found[1]
+        with pytest.raises(NetworkError, match="not supported"):
+            dial.connect("somewhere", port, 5, _nothing)
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "no..such", "x" * 64])
+def test_unknown_host(host: str) -> None:
+    with pytest.raises(UnknownHost, match=host):
+        dial.connect(host, 1, 5, _nothing)
 
 
 def test_closed_port() -> None:

@@ -176,6 +176,25 @@ def test_signs_of_life(opened: Pair) -> None:
         assert (lane.last_received_s > 0) is alive
 
 
+def test_g9_silence_is_counted_while_somebody_listens(opened: Pair) -> None:
+    """Time that this side spends elsewhere, at a slow disk say, is no silence of the peer's."""
+    lane, theirs = opened
+    theirs.sendall(codec.encode(m.Ping()))
+    lane.receive()
+    time.sleep(0.3)
+    assert lane.silent_s < 0.1
+    began = time.monotonic()
+    for _ in range(2):
+        lane.deadline_s = time.monotonic() + 0.2
+        with pytest.raises(PeerSilent):
+            lane.receive()
+    assert 0.3 < lane.silent_s <= time.monotonic() - began
+    theirs.sendall(codec.encode(m.Ping()))
+    lane.deadline_s = None
+    lane.receive()
+    assert lane.silent_s < 0.1
+
+
 def test_the_peer_goes(raw: Pair) -> None:
     lane, theirs = raw
     theirs.sendall(codec.encode(HELLO)[:30])

@@ -31,7 +31,7 @@ def test_bind() -> None:
         listener.close()
 
 
-@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid", "no..such"])
 def test_an_address_that_cannot_be_had(host: str) -> None:
     """Nothing stays open either."""
     with pytest.raises(NetworkError, match=f"cannot listen on {host}"):

@@ -314,7 +314,9 @@ def test_g4_a_journal_of_another_peer_or_path_counts_for_nothing(
     other = replace(first.header, **{field: b"o" * 32})
     first._journal.rewrite(other, RangeSet([(0, 3)]))
     store.release(first, committed=True)
-    assert held_by_the_next_process(root) == []
+    again = another_process(root).open(PEER, entry(), XXH3)
+    assert (list(again.held), list(again.doubted)) == ([], [])
+    again.close()
 
 
 def _replaced(into: Path, file: Path) -> None:
@@ -340,6 +342,7 @@ def test_g4_without_its_own_journal_a_partial_holds_nothing(
     root: Root, store: PartialStore, into: Path, tamper: Callable[[Path, Path], None]
 ) -> None:
     first = ready(store, entry())
+    first.sync()
     store.release(first, committed=False)
     tamper(into / ".ftx" / os.fsdecode(first.name), journal_of(first, into))
     for later in (store, another_process(root)):

@@ -20,6 +20,7 @@ from ftx.protocol.manifest import MAX_FILE_SIZE, ChunkDigests, DigestName, Grid,
 from ftx.protocol.ranges import RangeSet
 from ftx.transfer import ledger as module
 from ftx.transfer.ledger import (
+    KEPT,
     Action,
     Commit,
     Compare,
@@ -265,11 +266,11 @@ def test_many_ranges_go_in_several_wants(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_what_was_cancelled_while_it_was_looked_at_is_let_go() -> None:
-    ledger = Ledger(XXH3, WINDOW)
-    offer(ledger, 1)
-    assert shape(ledger.receive(m.Cancel(1, m.WITHDRAWN, ""))) == refused(m.WITHDRAWN)
     for verdict in (take(1), Leave(m.SkipReason.SAME), Reject(49, "")):
-        assert ledger.looked(1, verdict) == [Release(1)]
+        ledger = Ledger(XXH3, WINDOW)
+        offer(ledger, 1)
+        assert ledger.receive(m.Cancel(1, m.WITHDRAWN, "")) == []
+        assert shape(ledger.looked(1, verdict)) == refused(m.WITHDRAWN)
 
 
 # --- Chunks --------------------------------------------------------------------------------------------
@@ -610,6 +611,48 @@ def test_a_commit_that_fails_refuses_the_entry() -> None:
     assert shape(ledger.fail(1, NoSpace.wire, "full")) == refused(NoSpace.wire)
     assert ledger.fail(1, NoSpace.wire, "full") == []
     assert ledger.failed == 1
+
+
+def test_a_commit_is_void_when_a_failed_sync_came_between() -> None:
+    ledger = committing()
+    assert ledger.committing(1)
+    ledger.lost(1, spans((0, 1)))
+    assert not ledger.committing(1)
+    arrive(ledger, 0)
+    assert ledger.committing(1)
+    ledger.committed(1, durable=True)
+    assert not ledger.committing(1)
+
+
+# --- How entries ended ---------------------------------------------------------------------------------
+
+
+def test_g11_each_entry_that_ended_is_told_once_and_with_its_path_in_the_destination() -> None:
+    ledger = Ledger(XXH3, WINDOW, b"base")
+    offer(ledger, 0, 1, 3, 3, 3, 1)
+    ledger.looked(1, Leave(m.SkipReason.SAME))
+    ledger.looked(2, Leave(m.SkipReason.KEPT))
+    ledger.looked(3, take(held=spans((0, 1)), known=(0,)))
+    for index in (1, 2):
+        receiving = ledger.begin(data(index, 3))
+        assert receiving is not None
+        ledger.written(receiving, index, XXH3.function(chunk(index)))
+    ledger.receive(m.Finish(3, root_of(3)))
+    ledger.committed(3, durable=True, path=b"base/a/f2.1")
+    ledger.looked(4, take())
+    ledger.receive(m.Cancel(4, SourceChanged.wire, "it changed"))
+    ledger.receive(m.Cancel(5, m.WITHDRAWN, "it changed"))
+    ledger.looked(6, Reject(Exists.wire, "it is there"))
+    assert [
+        (o.entry.path, o.state, o.code, o.message, o.root, o.durable, o.sent, o.reused) for o in ledger.ended()
+    ] == [
+        (b"base/a/f0", "skipped", 0, "", b"", False, 0, 0),
+        (b"base/a/f1", "skipped", 0, KEPT, b"", False, 0, 0),
+        (b"base/a/f2.1", "done", 0, "", root_of(3), True, 2 * CHUNK, CHUNK),
+        (b"base/a/f3", "failed", SourceChanged.wire, "it changed", b"", False, 0, 0),
+        (b"base/a/f5", "failed", Exists.wire, "it is there", b"", False, 0, 0),
+    ]
+    assert ledger.ended() == []
 
 
 # --- CANCEL and what crosses it ------------------------------------------------------------------------

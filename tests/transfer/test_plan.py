@@ -687,6 +687,16 @@ def test_a_pause_stops_sending_but_not_hashing() -> None:
     assert take(plan) == SendChunk(1, 0)
 
 
+def test_a_pause_holds_up_no_answer() -> None:
+    plan = Plan(XXH3)
+    offer(plan, 2)
+    plan.receive(want(1, (0, 1)))
+    plan.receive(m.Pause(50, "the disk is full"))
+    plan.receive(m.AskDigests(1, DigestName.SHA_256, 1, 1))
+    assert take(plan) == AnswerDigests(1, DigestName.SHA_256, 1, 2)
+    assert take(plan) is None
+
+
 # --- BYE -----------------------------------------------------------------------------------------------
 
 

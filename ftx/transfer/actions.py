@@ -1,0 +1,167 @@
+"""What plan and ledger tell the threads around them to do, what these find, and how an entry ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ftx.protocol import messages as m
+from ftx.protocol.manifest import ChunkDigests, DigestName, Entry
+from ftx.protocol.ranges import RangeSet
+
+#: Why an entry was skipped, where it is not there already.
+KEPT = "a different file is there and is kept"
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """Send this message."""
+
+    message: m.Message
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an entry ended.
+
+    Attributes:
+        entry: under the path that it got.
+        state: "done", "skipped" or "failed", the words of the JSON event; or "withdrawn".
+        code: a wire code, 0 unless it failed.
+        message: why, where there is a reason.
+        root: its root digest, if it is done.
+        durable: a power cut cannot take it back.
+        sent: payload bytes that travelled for it in this session, those of chunks sent twice counted twice.
+        reused: bytes that the receiver held already.
+    """
+
+    entry: Entry
+    state: str
+    code: int = 0
+    message: str = ""
+    root: bytes = b""
+    durable: bool = False
+    sent: int = 0
+    reused: int = 0
+
+
+# --- Jobs: what a sender's writer is to do next --------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SendChunk:
+    """Read the chunk, report it with ``Plan.chunk_read``, send it as DATA."""
+
+    entry: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class HashChunk:
+    """Read the chunk and report it with ``Plan.chunk_read``: the receiver holds it already."""
+
+    entry: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerDigests:
+    """Read chunks ``[first, stop)``, send their digests."""
+
+    entry: int
+    digest: DigestName
+    first: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckSource:
+    """Everything was read: look whether the source is still what was offered, then call ``Plan.checked``."""
+
+    entry: int
+
+
+Job = Say | SendChunk | HashChunk | AnswerDigests | CheckSource
+
+
+# --- Actions: what a receiver's threads are to do ------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """See what is on the disk for this entry and answer with ``Ledger.looked``."""
+
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Rehash:
+    """Read these held chunks from the disk, report each with ``Ledger.rehashed``. Not urgent."""
+
+    entry: int
+    ranges: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """Read the held chunks from ``first`` on, compare with these digests, report with ``Ledger.compared``."""
+
+    entry: int
+    digest: DigestName
+    first: int
+    digests: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Publish the entry, report with ``Ledger.committed``, ``Ledger.lost`` or ``Ledger.fail``.
+
+    Void, and to be dropped, if ``Ledger.committing`` says no: a failed sync came between.
+    """
+
+    entry: int
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The entry ended otherwise: let go of its partial and keep it."""
+
+    entry: int
+
+
+Action = Say | Look | Rehash | Compare | Commit | Release
+
+
+# --- Verdicts: what a look found -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Nothing is to be done for the entry."""
+
+    reason: m.SkipReason
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """The entry cannot be taken."""
+
+    code: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """A partial is ready.
+
+    Attributes:
+        held: chunks that the journal lists for this very source.
+        doubted: chunks that it lists for another version of the source: compared before they count.
+        digests: of the chunks that this process has verified already, in an earlier session.
+    """
+
+    held: RangeSet
+    doubted: RangeSet
+    digests: ChunkDigests
+
+
+Verdict = Leave | Reject | Take
