@@ -42,7 +42,7 @@ class SyncFailed(Exception):
     """A sync failed: ``lost`` are the chunks that may not be on the disk. They are wanted again."""
 
     def __init__(self, lost: RangeSet, error: OSError) -> None:
-        super().__init__(str(error))
+        super().__init__(error.strerror or str(error))
         self.lost = lost
         self.error = error
 

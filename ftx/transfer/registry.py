@@ -11,7 +11,7 @@ import queue
 import socket
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, field, replace
 
 import ftx
@@ -44,7 +44,7 @@ log = logging.getLogger("ftx.registry")
 TICK_S = 0.1
 PROGRESS_S = 0.25
 LEAVE_S = 5.0
-#: Connections that have not been let in yet; at more, the oldest goes (G8, G9).
+#: Connections that have not been let in yet; at more, an old one goes (G8, G9).
 MAX_STRANGERS = 512
 #: Processes that a newer run took over from, as many as are remembered.
 MAX_SUPERSEDED = 256
@@ -101,7 +101,7 @@ class Receiver:
         self._on_event = on_event
         self._events: queue.SimpleQueue[events.Event] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._strangers: OrderedDict[Lane, None] = OrderedDict()
+        self._strangers: dict[Lane, str] = {}  # and from where, the oldest first
         self._sessions: dict[tuple[bytes, bytes], _Session] = {}
         self._superseded: OrderedDict[tuple[bytes, bytes], None] = OrderedDict()  # (peer, process)
         self._stopping = False
@@ -189,10 +189,10 @@ class Receiver:
         lane = Lane(sock, dialer=False)
         lane.deadline_s = time.monotonic() + m.HANDSHAKE_S
         with self._lock:
-            self._strangers[lane] = None
-            oldest = self._strangers.popitem(last=False)[0] if len(self._strangers) > MAX_STRANGERS else None
-        if oldest is not None:
-            oldest.shutdown()
+            self._strangers[lane] = address
+            too_many = self._crowd_out() if len(self._strangers) > MAX_STRANGERS else None
+        if too_many is not None:
+            too_many.shutdown()
         try:
             threading.Thread(target=self._greet, args=(lane, address), name="ftx-greet", daemon=True).start()
         except RuntimeError as error:  # the system has no thread left: whoever is connected goes on
@@ -200,6 +200,13 @@ class Receiver:
                 self._strangers.pop(lane, None)
             lane.close()
             self._events.put(events.Warn(f"{address}: {error}"))
+
+    def _crowd_out(self) -> Lane:
+        """Who makes room: the oldest from the address that has most, or a flood would drive out whoever is far away."""
+        most = Counter(self._strangers.values()).most_common(1)[0][0]
+        lane = next(lane for lane, address in self._strangers.items() if address == most)
+        del self._strangers[lane]
+        return lane
 
     def _greet(self, lane: Lane, address: str) -> None:
         """One connection, from its first byte to its last."""

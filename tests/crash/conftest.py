@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import threading
 from pathlib import Path
 
 import pytest
 
 from tests.crash.processes import Setting
 from tests.support.local import LocalReceiver, local_send
+from tests.support.process import wait_until
 
 MIB = 1024 * 1024
 
@@ -23,4 +25,5 @@ def setting(shm: Path) -> Setting:
     warm.mkdir()
     with LocalReceiver(warm) as receiver:  # also so that nothing is imported in the processes that are forked
         assert local_send(warm, source, receiver.port).code == 0
+    wait_until(lambda: threading.active_count() == 1)  # a fork takes no other thread along
     return Setting(source, warm / "config")

@@ -150,7 +150,7 @@ class _Written:
 
 
 class FailingSync:
-    """Its ``at``-th sync fails, and what was written since the last good one is not on the disk.
+    """The ``at``-th sync that has something to do fails, and what was written since the last good one is lost.
 
     As the systems do it: the error is reported once, and the next sync says that all is well. Here the loss shows at
     once, as if the pages had been dropped.
@@ -175,10 +175,10 @@ class FailingSync:
                     self._written.append(_Written(offset, len(data)))
 
         def failing(fd: int) -> None:
-            self.syncs += 1
-            if self.syncs != self._at:
-                with self._lock:
-                    covered = list(self._written)
+            with self._lock:
+                covered = list(self._written)
+                self.syncs += bool(covered)
+            if self.failed or self.syncs != self._at:
                 sync_data(fd)
                 with self._lock:
                     self._written = [piece for piece in self._written if piece not in covered]

@@ -1,0 +1,65 @@
+"""A peer that says what it likes: a lane whose handshake was kept to, and nothing behind it."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from ftx.net import handshake
+from ftx.net.lane import Lane
+from ftx.protocol import messages as m
+from ftx.protocol.manifest import DigestName, Kind
+from ftx.protocol.messages import Role
+
+PATIENCE_S = 10.0
+
+
+def connected(port: int, source: str = "127.0.0.1") -> socket.socket:
+    """A connection to this machine, from one of its own addresses."""
+    return socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S, source_address=(source, 0))
+
+
+@contextmanager
+def sender(port: int, digest: DigestName = DigestName.XXH3_128) -> Iterator[Lane]:
+    """A session with an open receiver, right behind OPENED."""
+    with connected(port) as sock:
+        lane = Lane(sock, dialer=True)
+        handshake.dial(lane, {}, secrets.token_bytes(32), accept_open=True)
+        job, process, session = secrets.token_bytes(32), secrets.token_bytes(16), secrets.token_bytes(16)
+        lane.order.opened(Role.SENDER)
+        request = m.Open(session, process, job, Role.SENDER, m.Mode.TRANSFER, 1, 0, digest, b"")
+        handshake.open_session(lane, request, PATIENCE_S)
+        yield lane
+
+
+@contextmanager
+def receiver(run_sender: Callable[[int], None]) -> Iterator[Lane]:
+    """A session with a sender, right behind its first FOLDER. ``run_sender`` starts one that takes anybody."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(PATIENCE_S)
+        run_sender(server.getsockname()[1])
+        sock, _ = server.accept()
+        with sock:
+            sock.settimeout(PATIENCE_S)
+            lane = Lane(sock, dialer=False)
+            handshake.listen(lane, {}, open_=True)
+            lane.send(m.Opened(1, 64))
+            lane.order.opened(Role.RECEIVER)
+            heard(lane, m.Folder)
+            yield lane
+
+
+def heard(lane: Lane, *kinds: type[m.Message]) -> m.Message:
+    """The next message of one of these kinds; payloads are read and dropped."""
+    while True:
+        message, _ = lane.receive()
+        if isinstance(message, m.Data):
+            lane.payload(message.length, memoryview(bytearray(message.length)))
+        if isinstance(message, kinds):
+            return message
+
+
+def offered(name: bytes, size: int) -> m.Offered:
+    return m.Offered(Kind.FILE, name, size, 0, 0o644, 10**18, b"tag" + bytes(13))

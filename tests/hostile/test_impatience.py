@@ -1,0 +1,144 @@
+"""Users, terminals and file systems that do not keep still."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftx.cli import process
+from ftx.protocol import messages as m
+from ftx.protocol.manifest import DigestName
+from ftx.storage.source import Source
+from tests.hostile import peer
+from tests.support.files import MIB, fill
+from tests.support.local import LocalReceiver, local_send
+from tests.support.process import Receiver, sender, wait_until
+
+XXH3 = DigestName.XXH3_128.function
+RENAME_EXCHANGE = 2
+
+
+# --- A terminal that is closed -------------------------------------------------------------------------
+
+
+def test_g11_a_closed_terminal_ends_both_sides_in_good_order(shm: Path) -> None:
+    with Receiver(shm) as receiver:
+        source = shm / "f"
+        source.write_bytes(b"x")
+        os.truncate(source, 1 << 40)  # holes: it is hashed for a while
+        with sender(shm, source, receiver.port, "--retry-for", "0") as run:
+            run.event("session")
+            run.signal(signal.SIGHUP)
+            assert run.wait() == 128 + signal.SIGHUP
+            assert "Run the same command again" in run.finished["message"]
+        assert receiver.event("session_end")["message"] == "interrupted"
+        receiver.signal(signal.SIGHUP)
+        assert receiver.wait() == 128 + signal.SIGHUP
+
+
+def test_who_is_told_to_outlive_its_terminal_does() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert signal.SIGHUP not in process._taken()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        assert signal.SIGHUP in process._taken()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+# --- Descriptors ---------------------------------------------------------------------------------------
+
+
+def test_g9_a_receiver_takes_as_many_descriptors_as_it_may_have(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+    try:
+        receiver = Receiver(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    with receiver:
+        assert resource.prlimit(receiver.popen.pid, resource.RLIMIT_NOFILE) == (before[1], before[1])
+
+
+# --- A sender that is asked for much -------------------------------------------------------------------
+
+
+def test_g9_a_sender_that_hashes_on_a_slow_disk_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two DIGESTS lie many chunks."""
+    real = Source.read
+
+    def slowly(self: Source, index: int, buffer: memoryview) -> memoryview:
+        wait.wait(0.03)
+        return real(self, index, buffer)
+
+    wait = threading.Event()
+    monkeypatch.setattr(Source, "read", slowly)
+    monkeypatch.setattr(m, "PING_S", 0.05)
+    source = fill(tmp_path / "f", 16 * MIB)
+    runs: list[Any] = []
+
+    def run(port: int) -> None:
+        thread = threading.Thread(target=lambda: runs.append(local_send(tmp_path, source, port, accept_new=True)))
+        threads.append(thread)
+        thread.start()
+
+    threads: list[threading.Thread] = []
+    with peer.receiver(run) as lane:
+        lane.send(m.Want(1, 0, ()))
+        lane.send(m.AskDigests(1, DigestName.SHA_256, 0, 16))
+        pings = 0
+        while isinstance(peer.heard(lane, m.Ping, m.Digests), m.Ping):
+            pings += 1
+        lane.send(m.Refuse((m.RefuseItem(1, 48, "enough"),)))
+        lane.send(peer.heard(lane, m.Bye))
+        threads[0].join()
+    assert pings >= 3
+    assert runs[0].code == 7
+
+
+# --- Links that are swapped in -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("swapped", ["folder", ".ftx"])
+def test_g6_a_folder_that_keeps_turning_into_a_link(tmp_path: Path, swapped: str) -> None:
+    outside = tmp_path / "outside"
+    (outside / "below").mkdir(parents=True)
+    outside.chmod(0o700)
+    into = tmp_path / "into"
+    (into / swapped).mkdir(parents=True, mode=0o700)
+    (into / "link").symlink_to(outside)
+    renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    one, other = (os.fsencode(into / name) for name in (swapped, "link"))
+    over = threading.Event()
+
+    def swap() -> None:
+        while not over.is_set():
+            renameat2(-100, one, -100, other, RENAME_EXCHANGE)
+
+    swapping = threading.Thread(target=swap)
+    digest = XXH3(b"x")
+    root = XXH3(digest + (1).to_bytes(8, "big"))
+    ended = {m.Receipt: 0, m.Refuse: 0}
+    with LocalReceiver(tmp_path, open=True) as receiver, peer.sender(receiver.port) as lane:
+        swapping.start()
+        try:
+            for entry in range(1, 400):
+                lane.send(m.Folder(b"folder/below", entry, (peer.offered(b"%d" % entry, 1),)))
+                while type(answer := peer.heard(lane, m.Want, m.Receipt, m.Refuse)) is m.Want:
+                    lane.send_data(m.Data(entry, 0, digest, 1), b"x")
+                    lane.send(m.Finish(entry, root))
+                ended[type(answer)] += 1  # type: ignore[index]
+        finally:
+            over.set()
+            swapping.join()
+    assert [path for path in outside.rglob("*") if not path.is_dir()] == []
+    assert {path.name for path in outside.iterdir()} == {"below"}
+    wait_until(lambda: receiver.finished is not None)
+    assert sum(ended.values()) == 399

@@ -1,0 +1,121 @@
+"""G9: who has not been let in cannot keep out who may come in."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from ftx.errors import ProtocolError, UsageError
+from ftx.net import lane as lane_module
+from ftx.net import peers
+from ftx.net.lane import Lane
+from ftx.protocol import codec
+from ftx.protocol import messages as m
+from ftx.transfer import registry
+from tests.hostile import peer
+from tests.support.files import fill
+from tests.support.local import LocalReceiver, local_send
+
+HELLO = codec.encode(m.Hello(m.MAGIC, 1, 1, bytes(32), bytes(32)))
+WRONG_PROOF = codec.encode(m.Proof(b"", (m.ProofItem(m.Method.SECRET, bytes(32)),)))
+
+
+def is_closed(sock: socket.socket, within_s: float = 5.0) -> bool:
+    """Whether the other side ends the connection in time; what it says before is passed over."""
+    deadline = time.monotonic() + within_s
+    try:
+        while (left := deadline - time.monotonic()) > 0:
+            sock.settimeout(left)
+            if not sock.recv(65536):
+                return True
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_g9_a_stranger_may_send_few_frames(more: bool) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        lane = Lane(ours, dialer=False)
+        lane.deadline_s = time.monotonic() + peer.PATIENCE_S
+        idle = lane_module.MAX_GREETING - 2 + more
+        theirs.sendall(HELLO + codec.encode_grease(0, b"") * idle + codec.encode(m.Proof(b"", ())))
+        assert isinstance(lane.receive()[0], m.Hello)
+        if more:
+            with pytest.raises(ProtocolError, match="before OPEN"):
+                lane.receive()
+        else:
+            assert isinstance(lane.receive()[0], m.Proof)
+
+
+def test_g9_a_dialer_waits_for_opened_as_long_as_it_is_told_to() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        lane = Lane(ours, dialer=True)
+        lane.deadline_s = time.monotonic() + peer.PATIENCE_S
+        busy = codec.encode(m.Busy(0)) * (2 * lane_module.MAX_GREETING)
+        theirs.sendall(HELLO + codec.encode(m.Proof(b"", ())) + busy + codec.encode(m.Opened(1, 64)))
+        for _ in range(2 + 2 * lane_module.MAX_GREETING):
+            lane.receive()
+        assert isinstance(lane.receive()[0], m.Opened)
+
+
+def test_g9_who_is_being_refused_still_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal takes seconds if the stranger does not go: it must not be a way around the limit."""
+    monkeypatch.setattr(registry, "MAX_STRANGERS", 2)
+    monkeypatch.setattr(m, "DRAIN_S", 20)
+    with LocalReceiver(tmp_path) as receiver:
+        socks = []
+        for _ in range(4):
+            socks.append(peer.connected(receiver.port))
+            socks[-1].sendall(HELLO + WRONG_PROOF)
+            assert socks[-1].recv(1) == b"\x01"
+        assert [is_closed(sock) for sock in socks[:2]] == [True, True]
+        assert not is_closed(socks[-1], 0.2)
+        for sock in socks:
+            sock.close()
+
+
+def test_g9_the_address_that_crowds_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sender far away needs longer for its handshake than a flood takes to fill every place."""
+    monkeypatch.setattr(registry, "MAX_STRANGERS", 4)
+    with LocalReceiver(tmp_path) as receiver, peer.connected(receiver.port, "127.0.0.2") as slow:
+        flood = [peer.connected(receiver.port) for _ in range(12)]
+        assert all(is_closed(sock) for sock in flood[:8])
+        slow.sendall(HELLO)
+        assert slow.recv(1) == b"\x01"
+        for sock in flood:
+            sock.close()
+
+
+def test_g9_a_sender_comes_in_through_a_flood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "MAX_STRANGERS", 16)
+    source = fill(tmp_path / "f", 1000)
+    with LocalReceiver(tmp_path) as receiver:
+        flood = []
+        for number in range(200):
+            flood.append(peer.connected(receiver.port, "127.0.0.3"))
+            flood[-1].setblocking(False)
+            flood[-1].send(HELLO + WRONG_PROOF)
+            if number % 50 == 49:
+                source.write_bytes(b"%d" % number)
+                assert local_send(tmp_path, source, receiver.port).code == 0
+        for sock in flood:
+            sock.close()
+
+
+# --- Keys ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("listener", [True, False])
+def test_g11_a_key_that_is_a_pipe_is_not_waited_for(tmp_path: Path, listener: bool) -> None:
+    os.mkfifo(tmp_path / "secret", 0o600)
+    with pytest.raises(UsageError, match="not a file"):
+        peers.secret_key(tmp_path / "secret", make=listener)
