@@ -5,13 +5,47 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
-from ftx.options import ReceiveOptions, SendOptions
+from ftx.options import Exists, ReceiveOptions, SendOptions
 from ftx.transfer import dialer
 from ftx.transfer.crew import Stop
-from ftx.transfer.events import Event, Finished, OnEvent
+from ftx.transfer.events import (
+    EntryEnded,
+    Event,
+    Finished,
+    Listening,
+    OnEvent,
+    Paused,
+    Progress,
+    Resumed,
+    Retry,
+    SessionEnd,
+    SessionUp,
+    Start,
+    Warn,
+)
 from ftx.transfer.registry import Receiver
 
-__all__ = ["Event", "Finished", "OnEvent", "ReceiveOptions", "Receiver", "SendOptions", "Stop", "send"]
+__all__ = [
+    "EntryEnded",
+    "Event",
+    "Exists",
+    "Finished",
+    "Listening",
+    "OnEvent",
+    "Paused",
+    "Progress",
+    "ReceiveOptions",
+    "Receiver",
+    "Resumed",
+    "Retry",
+    "SendOptions",
+    "SessionEnd",
+    "SessionUp",
+    "Start",
+    "Stop",
+    "Warn",
+    "send",
+]
 
 
 def send(
@@ -22,10 +56,10 @@ def send(
     stop: Stop | None = None,
     confirm: Callable[[str], bool] | None = None,
 ) -> Finished:
-    """Send files to a receiver and wait until they are committed.
+    """Send files and folders to a receiver and wait until they are committed.
 
     Args:
-        paths: the files; one, until trees come.
+        paths: files and folders. A folder's path that ends with ``/`` stands for what is in it.
         options: where to, and how.
         on_event: called for every event, from the calling thread only.
         stop: lets another thread or a signal handler end the run; what was sent is kept.

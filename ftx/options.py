@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from ftx.errors import UsageError
 from ftx.protocol.manifest import DigestName
 from ftx.protocol.messages import DEFAULT_PORT
 
@@ -26,7 +27,10 @@ def config_dir() -> Path:
         return Path(own)
     if xdg := os.environ.get("XDG_CONFIG_HOME"):
         return Path(xdg) / "ftx"
-    return Path.home() / ".config" / "ftx"
+    try:
+        return Path.home() / ".config" / "ftx"
+    except RuntimeError as error:
+        raise UsageError("this user has no home folder; say where keys are kept with $FTX_CONFIG_DIR") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +56,7 @@ class SendOptions(CommonOptions):
 
     Attributes:
         host: name or address of the receiver.
+        lanes: connections to use, 1 to 64; 0: ftx chooses.
         folder: where to put the files below the receiver's ``--dir``; empty for ``--dir`` itself.
         retry_for_s: give up on a broken link after so many seconds without progress; 0: do not retry.
         accept_new: take an ``--open`` receiver that proves nothing.
@@ -60,6 +65,7 @@ class SendOptions(CommonOptions):
 
     host: str
     folder: str = ""
+    lanes: int = 0
     retry_for_s: float = 300.0
     accept_new: bool = False
     digest: DigestName = DigestName.XXH3_128
@@ -74,15 +80,23 @@ class ReceiveOptions(CommonOptions):
         bind: addresses to listen on; empty for all, IPv6 and IPv4.
         once: end when the first sender's job is over.
         open: take files from anyone who can reach the port.
-        exists: what happens to a different file of the same name.
+        exists: what happens to a different file of the same name; None: it is replaced, but never by strangers
+            (``open``), whose file gets another name.
         fsync: wait for the disk before a receipt is given.
         reserve: bytes of free space to leave on the disk.
+        expire_s: what nobody has touched for so many seconds, and was not finished, is removed.
     """
 
     dir: Path = field(default_factory=Path)
     bind: tuple[str, ...] = ()
     once: bool = False
     open: bool = False
-    exists: Exists = Exists.REPLACE
+    exists: Exists | None = None
     fsync: bool = True
     reserve: int = 256 * 1024 * 1024
+    expire_s: float = 7 * 86_400.0
+
+    @property
+    def policy(self) -> Exists:
+        """What ``exists`` comes to."""
+        return self.exists or (Exists.RENAME if self.open else Exists.REPLACE)

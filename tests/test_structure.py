@@ -13,7 +13,7 @@ GUARANTEES = [f"G{number}" for number in range(1, 13)]
 #: What each layer may import of ftx. ``errors`` and ``options`` are leaves; ``protocol`` is pure.
 MAY_IMPORT = {
     "errors": set(),
-    "options": {"protocol"},
+    "options": {"errors", "protocol"},
     "protocol": {"errors", "protocol"},
     "storage": {"errors", "options", "protocol", "storage"},
     "net": {"errors", "options", "protocol", "net"},
@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "api": {"errors", "options", "transfer"},
     "cli": {"errors", "options", "protocol", "api", "transfer", "cli", ""},
     "__main__": {"cli"},
-    "__init__": set(),
+    "__init__": {"api"},
 }
 #: Modules that make a layer impure.
 IMPURE = {"socket", "threading", "time", "os", "pathlib", "logging", "select", "subprocess", "queue", "random"}

@@ -17,8 +17,9 @@ import click
 #: Command -> its one line in ``ftx --help``. The command ``send`` is the object ``send`` in ``ftx.cli.send``.
 COMMANDS = {
     "receive": "Wait for senders and take what they send.",
-    "send": "Send a file to a machine that runs `ftx receive`.",
+    "send": "Send files and folders to a machine that runs `ftx receive`.",
     "demo": "Show a kill and a resume on this machine.",
+    "status": "Show what is unfinished below a destination.",
 }
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -115,6 +116,12 @@ def _exit_code(command: click.Command, program: str, variables: str) -> int:
         # Only before a transfer: from then on ftx.cli.process takes the signals.
         return 128 + signal.SIGINT
     except Exception as error:
+        # Here and not above: usage errors and --help need none of it.
+        from ftx.errors import FtxError
+
+        if isinstance(error, FtxError):
+            click.echo(f"ftx: {error}", err=True)
+            return error.exit_code
         log.debug("! %s", error, exc_info=True)
         click.echo(f"ftx: {type(error).__name__}: {error}: {BUG}", err=True)
         return 1

@@ -52,6 +52,14 @@ if TYPE_CHECKING:
     show_default=True,
     help="Free space to leave on the disk.",
 )
+@click.option(
+    "--expire",
+    type=click.FloatRange(min=0, min_open=True, max=36_500),
+    default=7,
+    metavar="DAYS",
+    show_default=True,
+    help="Remove unfinished transfers that nobody has gone on with for so long.",
+)
 def receive(
     dir: Path | None,
     bind: tuple[str, ...],
@@ -66,6 +74,7 @@ def receive(
     exists: str | None,
     no_fsync: bool,
     reserve: int,
+    expire: float,
 ) -> int:
     """Wait for senders and take what they send, until Ctrl-C.
 
@@ -81,7 +90,6 @@ def receive(
     """
     if open and dir is None:
         raise click.UsageError("--open needs --dir: say which folder strangers may fill")
-    policy = Exists(exists) if exists else Exists.RENAME if open else Exists.REPLACE
 
     # Here and not above: help and wrong usage need none of it.
     from ftx import api
@@ -101,9 +109,10 @@ def receive(
         bind=bind,
         once=once,
         open=open,
-        exists=policy,
+        exists=Exists(exists) if exists else None,
         fsync=not no_fsync,
         reserve=reserve,
+        expire_s=expire * 86_400,
     )
 
     def on_event(event: Event) -> None:

@@ -421,8 +421,6 @@ class Report:
         if event.code != 0:
             bug = f": {BUG}" if event.code == 1 and BUG not in event.message else ""
             self._complain(printable(event.message) + bug)
-            if event.code in INTERRUPTED and not self._receiving and "again" not in event.message:
-                self._complain("run the same command again: it resumes")
 
     def _complain(self, text: str) -> None:
         self._display.line(f"ftx: {text}")

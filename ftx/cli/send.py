@@ -25,6 +25,12 @@ from ftx.cli.params import Remote
     show_default=True,
     help="Give up on a broken link after so long without progress; 0: do not retry.",
 )
+@click.option(
+    "--lanes",
+    type=click.IntRange(1, 64),
+    metavar="N",
+    help="Connections to use, 1 to 64; the receiver may grant fewer.  [default: chosen by the distance]",
+)
 @click.option("--accept-new", is_flag=True, help="Trust a receiver that was started with --open and proves nothing.")
 def send(
     paths: tuple[str, ...],
@@ -36,25 +42,25 @@ def send(
     quiet: bool,
     verbose: int,
     retry_for: float,
+    lanes: int | None,
     accept_new: bool,
 ) -> int:
-    """Send a file to a machine that runs `ftx receive`.
+    """Send files and folders to a machine that runs `ftx receive`.
 
     REMOTE is HOST or HOST:FOLDER, with an IPv6 address in brackets. FOLDER lies below the receiver's --dir and is
-    made if it is missing.
+    made if it is missing. A folder DIR becomes DIR there; DIR/ stands for what is in it. What is there already, by size
+    and time, is skipped.
 
     \b
     Examples:
       ftx send big.iso nas
+      ftx send photos notes.txt nas:backup
       ftx send big.iso nas:images --secret-file key
       ftx send big.iso "[fd00::7]" --port 9000
 
     If it is interrupted, run the same command again: it resumes. Every option can also be a variable of the
     environment: FTX_SEND_PORT=9000 is --port 9000.
     """
-    if len(paths) > 1:
-        raise click.UsageError(f"one file at a time: {len(paths)} were given before REMOTE ({remote.host!r})")
-
     # Here and not above: help and wrong usage need none of it.
     from ftx import api
     from ftx.cli import process
@@ -63,6 +69,8 @@ def send(
 
     process.start_log(verbose)
     name = printable(os.fsencode(paths[0].rstrip("/").rpartition("/")[2] or paths[0]))
+    if len(paths) > 1:
+        name += f" and {len(paths) - 1} more"
     report = Report(receiving=False, label=name, json_lines=json, quiet=quiet, verbose=verbose)
     options = api.SendOptions(
         host=remote.host,
@@ -71,6 +79,7 @@ def send(
         timeout_s=timeout,
         secret_file=secret_file,
         retry_for_s=retry_for,
+        lanes=lanes or 0,
         accept_new=accept_new,
     )
 

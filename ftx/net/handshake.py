@@ -121,6 +121,13 @@ def open_session(lane: Lane, request: m.Open, patience_s: float) -> m.Opened:
     return opened
 
 
+def attach(lane: Lane, request: m.Attach, role: m.Role) -> None:
+    """The dialer's ATTACH and the listener's answer: the lane has joined its session."""
+    lane.send(request)
+    lane.order.opened(role)
+    _expect(lane, m.Attached)
+
+
 def listen(lane: Lane, keys: Mapping[Method, bytes], *, open_: bool) -> tuple[Greeting, m.Open | m.Attach]:
     """The listener's half, up to and with the dialer's OPEN or ATTACH. ``lane.deadline_s`` limits it.
 

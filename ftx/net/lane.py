@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 import socket
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -28,10 +29,13 @@ HEAD_BYTES = 4096
 #: What a dialer may send before OPEN or ATTACH is few and small (G8, G9): a HELLO, a PROOF, PINGs, unknown frames.
 MAX_GREETING = 64
 LARGE_PAYLOAD = 64 * 1024
+#: What is small is sent together, so many bytes at a time.
+QUEUE_BYTES = 256 * 1024
 #: Inside a frame so many bytes are a sign of life. With fewer, a length that was damaged on the way would make
 #: every PING part of a body that never ends, and the link would seem alive for ever.
 ALIVE_BYTES = 4096
 TICK_S = 0.1
+_TCPI_RTT = 68  #: where ``struct tcp_info`` of Linux has the round trip, in microseconds
 
 
 class Lane:
@@ -46,7 +50,6 @@ class Lane:
         last_sent_s: monotonic time of the last byte sent.
         deadline_s: monotonic time by which whatever is called must be done; None for no limit.
         check: called a few times a second while a deadline holds; may raise to end what is waited for.
-        bytes_in: bytes that have arrived.
     """
 
     def __init__(self, sock: socket.socket, *, dialer: bool) -> None:
@@ -56,7 +59,7 @@ class Lane:
         self.last_received_s = self.last_sent_s = time.monotonic()
         self.deadline_s: float | None = None
         self.check: Callable[[], None] | None = None
-        self.bytes_in = 0
+        self._queued = bytearray()
         self._buffer = bytearray(HEAD_BYTES)
         self._view = memoryview(self._buffer)
         self._strange = True  # the peer has not finished its handshake
@@ -161,6 +164,19 @@ class Lane:
         """Seconds without a sign of life; those in which nobody here waited for one (a slow disk) do not count."""
         return (self._left_s or time.monotonic()) - self.last_received_s - self._away_s
 
+    @property
+    def round_trip_s(self) -> float:
+        """Seconds to the peer and back, as TCP has measured it; 0 where the system does not tell."""
+        if not hasattr(socket, "TCP_INFO"):
+            return 0.0
+        try:
+            info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+        except OSError:
+            return 0.0
+        if len(info) < _TCPI_RTT + 4:
+            return 0.0
+        return float(int.from_bytes(info[_TCPI_RTT : _TCPI_RTT + 4], sys.byteorder)) / 1e6
+
     def _enlarge(self, size: int) -> None:
         self._buffer = self._buffer + bytes(max(0, size - len(self._buffer)))
         self._view = memoryview(self._buffer)
@@ -181,7 +197,6 @@ class Lane:
         if count == 0:
             raise LinkLost("the peer closed the connection")
         self._left_s = time.monotonic()
-        self.bytes_in += count
         self._unfinished += count
         if self._unfinished >= ALIVE_BYTES:
             self._alive()
@@ -196,23 +211,41 @@ class Lane:
     # --- sending ---
 
     def send(self, *messages: m.Message) -> bytes:
-        """Send messages other than DATA in one go; the frames as they are on the wire."""
-        frames = []
-        for message in messages:
-            self.order.send(codec.TYPE_OF[type(message)])
-            if log.isEnabledFor(logging.DEBUG):
-                log.debug("> %s", message)
-            frames.append(codec.encode(message))
-        data = b"".join(frames)
-        self._send_all([data])
+        """Send messages other than DATA, behind what is queued; their frames as they are on the wire."""
+        data = b"".join([self._frame(message) for message in messages])
+        self._queued += data
+        self.flush()
         return data
 
-    def send_data(self, data: m.Data, payload: Buffer) -> None:
-        """Send one chunk: its head and its payload, without joining them."""
+    def queue(self, message: m.Message) -> None:
+        """Send a message other than DATA with what follows; ``flush`` must come before anything is waited for."""
+        self._queued += self._frame(message)
+        if len(self._queued) >= QUEUE_BYTES:
+            self.flush()
+
+    def _frame(self, message: m.Message) -> bytes:
+        self.order.send(codec.TYPE_OF[type(message)])
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("> %s", message)
+        return codec.encode(message)
+
+    def queue_data(self, data: m.Data, payload: Buffer) -> None:
+        """Send one chunk: a small one like ``queue``, a large one at once and without a copy."""
         self.order.send(Type.DATA)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("> %s", data)
-        self._send_all([codec.encode_data(data.entry, data.index, data.digest, data.length), payload])
+        self._queued += codec.encode_data(data.entry, data.index, data.digest, data.length, final=data.final)
+        if data.length < LARGE_PAYLOAD:
+            self._queued += payload
+            if len(self._queued) >= QUEUE_BYTES:
+                self.flush()
+        else:
+            self.flush(payload)
+
+    def flush(self, payload: Buffer = b"") -> None:
+        """Send what is queued, and ``payload`` behind it."""
+        queued, self._queued = self._queued, bytearray()
+        self._send_all([queued, payload])
 
     def send_grease(self) -> None:
         """Send an optional frame that nobody knows, so that skipping one keeps working everywhere (G12)."""

@@ -32,8 +32,8 @@ def run_key(config: Path, *, make: bool) -> bytes | None:
     return _read(path) if path.exists() else None
 
 
-def identity(config: Path) -> bytes:
-    """What names this user on this machine to receivers; 32 bytes.
+def identity(config: Path) -> tuple[bytes, bool]:
+    """What names this user on this machine to receivers, 32 bytes; and whether the next run has the same.
 
     A random value until identities are key pairs. Where the configuration folder cannot be used, one for
     this process only: transfers work, but a later run cannot resume what this one leaves.
@@ -42,9 +42,9 @@ def identity(config: Path) -> bytes:
     try:
         config.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make(path)
-        return _read(path)
+        return _read(path), True
     except OSError:
-        return secrets.token_bytes(KEY_SIZE)
+        return secrets.token_bytes(KEY_SIZE), False
 
 
 def secret_key(path: Path, *, make: bool) -> bytes:

@@ -34,28 +34,37 @@ DATA_PREFIX = HEADER_SIZE + _DATA.size  #: bytes in front of a DATA frame's payl
 class _Reader:
     """Takes typed values off the front of a body; every read is checked against what is left."""
 
-    __slots__ = ("_data", "_at", "_what")
+    __slots__ = ("_data", "_what", "at")
 
     def __init__(self, data: Buffer, what: str) -> None:
-        self._data = memoryview(data)
-        self._at = 0
+        self._data = bytes(data)
+        self.at = 0
         self._what = what
 
     def take(self, length: int) -> bytes:
-        end = self._at + length
-        if end > len(self._data):
-            raise ProtocolError(f"{self._what} is cut short: {length} bytes wanted at {self._at}")
-        value = bytes(self._data[self._at : end])
-        self._at = end
+        end = self.at + length
+        value = self._data[self.at : end]
+        if len(value) != length:
+            raise ProtocolError(f"{self._what} is cut short: {length} bytes wanted at {self.at}")
+        self.at = end
         return value
 
     def number(self, form: struct.Struct) -> int:
-        value: int = form.unpack(self.take(form.size))[0]
+        value: int = self.numbers(form)[0]
         return value
 
+    def numbers(self, form: struct.Struct) -> tuple[Any, ...]:
+        """Several fields at once."""
+        try:
+            values = form.unpack_from(self._data, self.at)
+        except struct.error:
+            raise ProtocolError(f"{self._what} is cut short: {form.size} bytes wanted at {self.at}") from None
+        self.at += form.size
+        return values
+
     def check_end(self) -> None:
-        if self._at != len(self._data):
-            raise ProtocolError(f"{self._what} has {len(self._data) - self._at} bytes too many")
+        if self.at != len(self._data):
+            raise ProtocolError(f"{self._what} has {len(self._data) - self.at} bytes too many")
 
     def bad(self, why: str) -> ProtocolError:
         return ProtocolError(f"{self._what}: {why}")
@@ -143,6 +152,23 @@ def _list(count: Field, most: int, record: type, fields: tuple[Field, ...]) -> F
     return Field(f"list({count.doc}, {most}) of {record.__name__}", write, read)
 
 
+def _numbers(most: int) -> Field:
+    """A list of u64, as many as there may be entries in one message."""
+
+    def write(values: tuple[int, ...]) -> bytes:
+        if len(values) > most:
+            raise ValueError(f"{len(values)} items where {most} are the most")
+        return struct.pack(f"!H{len(values)}Q", len(values), *values)
+
+    def read(r: _Reader) -> tuple[int, ...]:
+        n = U16.read(r)
+        if n > most:
+            raise r.bad(f"a list of {n} where {most} are the most")
+        return r.numbers(struct.Struct(f"!{n}Q"))
+
+    return Field(f"list(u16, {most}) of u64", write, read)
+
+
 FIXED16, FIXED32 = _fixed(16), _fixed(32)
 DIGEST = _enum(DigestName, U8)
 ROOT = _counted(U8, 32)
@@ -165,6 +191,57 @@ RECORDS[m.Offered] = (
 RANGES = _list(U16, m.MAX_RANGES, m.Range, RECORDS[m.Range])
 
 
+_OFFERED_HEAD = struct.Struct("!BH")  # kind, bytes of the name
+_OFFERED_REST = struct.Struct("!QQIq16sHB")  # size, allocated, mode, mtime_ns, tag, bytes of the target, TLVs
+
+
+def _offers(most: int) -> Field:
+    """``list of Offered``, as ``RECORDS`` says: where there are a million entries, this is where they pass.
+
+    An entry without link and TLVs, nearly all of them, is three calls; the others go field by field.
+    """
+    by_field = _list(U16, most, m.Offered, RECORDS[m.Offered])
+    one = RECORDS[m.Offered]
+    names: tuple[str, ...] = tuple(m.Offered.__slots__)
+
+    def write(values: tuple[m.Offered, ...]) -> bytes:
+        if len(values) > most:
+            raise ValueError(f"{len(values)} items where {most} are the most")
+        parts = [U16.write(len(values))]
+        for value in values:
+            name = value.name
+            if value.target or value.tlvs or len(name) > m.MAX_NAME or len(value.tag) != _TAG_SIZE:
+                parts += [field.write(getattr(value, name)) for field, name in zip(one, names, strict=True)]
+                continue
+            parts.append(_OFFERED_HEAD.pack(value.kind, len(name)))
+            parts.append(name)
+            parts.append(_OFFERED_REST.pack(value.size, value.allocated, value.mode, value.mtime_ns, value.tag, 0, 0))
+        return b"".join(parts)
+
+    def read(r: _Reader) -> tuple[m.Offered, ...]:
+        n = U16.read(r)
+        if n > most:
+            raise r.bad(f"a list of {n} where {most} are the most")
+        found = []
+        for _ in range(n):
+            start = r.at
+            kind, length = r.numbers(_OFFERED_HEAD)
+            name = r.take(length)
+            size, allocated, mode, mtime_ns, tag, target, tlvs = r.numbers(_OFFERED_REST)
+            if target or tlvs or kind not in _KINDS or length > m.MAX_NAME:
+                r.at = start
+                found.append(m.Offered(*[field.read(r) for field in one]))
+                continue
+            found.append(m.Offered(_KINDS[kind], name, size, allocated, mode, mtime_ns, tag))
+        return tuple(found)
+
+    return Field(by_field.doc, write, read)
+
+
+_TAG_SIZE = 16
+_KINDS = {int(kind): kind for kind in Kind}
+
+
 def _items(record: type, most: int) -> Field:
     return _list(U16, most, record, RECORDS[record])
 
@@ -180,10 +257,11 @@ LAYOUTS: dict[int, tuple[type, tuple[Field, ...]]] = {
     Type.OPENED: (m.Opened, (U8, U32, TLVS)),
     Type.ATTACH: (m.Attach, (FIXED16, U8)),
     Type.ATTACHED: (m.Attached, ()),
-    Type.FOLDER: (m.Folder, (PATH, U64, _items(m.Offered, m.MAX_FOLDER_ENTRIES))),
-    Type.FOLDER_END: (m.FolderEnd, (PATH, U8, U32, I64)),
+    Type.FOLDER: (m.Folder, (PATH, U64, _offers(m.MAX_FOLDER_ENTRIES))),
+    Type.FOLDER_END: (m.FolderEnd, (PATH, U8)),
     Type.SKIP: (m.Skip, (_items(m.SkipItem, m.MAX_ANSWERS),)),
     Type.WANT: (m.Want, (U64, U64, RANGES)),
+    Type.WANT_ALL: (m.WantAll, (_numbers(m.MAX_ANSWERS),)),
     Type.REFUSE: (m.Refuse, (_items(m.RefuseItem, m.MAX_ANSWERS),)),
     Type.ASK_DIGESTS: (m.AskDigests, (U64, DIGEST, U64, U32)),
     Type.DIGESTS: (m.Digests, (U64, DIGEST, U64, _counted(U32, m.MAX_ASKED * 32))),
@@ -217,6 +295,10 @@ class Header(NamedTuple):
     checked: bytes
 
 
+_DATA_TYPE = int(Type.DATA)
+_FINAL = m.CRITICAL | m.FINAL
+
+
 def _frame(type_: int, flags: int, body: bytes) -> bytes:
     start = HEADER.pack(type_, flags, 0, len(body), 0)[:_CHECKED]
     return start + xxhash.xxh3_64_digest(start + body) + body
@@ -237,13 +319,13 @@ def encode(message: m.Message) -> bytes:
     return _frame(type_, 0 if type_ in OPTIONAL else m.CRITICAL, body)
 
 
-def encode_data(entry: int, index: int, digest: bytes, length: int) -> bytes:
+def encode_data(entry: int, index: int, digest: bytes, length: int, *, final: bool = False) -> bytes:
     """What goes in front of a chunk's payload of ``length`` bytes: ``DATA_PREFIX`` bytes.
 
     The check covers the header and the body up to the payload; the payload has its digest there.
     """
     prefix = _DATA.pack(entry, index, digest)
-    start = HEADER.pack(Type.DATA, m.CRITICAL, 0, len(prefix) + length, 0)[:_CHECKED]
+    start = HEADER.pack(_DATA_TYPE, _FINAL if final else m.CRITICAL, 0, len(prefix) + length, 0)[:_CHECKED]
     return start + xxhash.xxh3_64_digest(start + prefix) + prefix
 
 
@@ -286,7 +368,7 @@ def decode_body(header: Header, body: Buffer) -> m.Message | m.Unknown:
         raise LinkLost("a frame arrived damaged (wrong frame check)")
     if header.type == Type.DATA:
         entry, index, digest = _DATA.unpack(body)
-        return m.Data(entry, index, digest, header.length - _DATA.size)
+        return m.Data(entry, index, digest, header.length - _DATA.size, bool(header.flags & m.FINAL))
     layout = LAYOUTS.get(header.type)
     if layout is None:
         if header.flags & m.CRITICAL:

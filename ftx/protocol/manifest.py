@@ -170,6 +170,11 @@ def zero_digest(name: DigestName, length: int) -> bytes:
     return name.function(bytes(length))
 
 
+def root_of_one(name: DigestName, digest: bytes, size: int) -> bytes:
+    """The root digest of a file of one chunk with this digest; of an empty file with none."""
+    return name.function(digest + size.to_bytes(8, "big"))
+
+
 class ChunkDigests:
     """The digests of one entry's chunks, filled in any order; 16 or 32 bytes a chunk.
 

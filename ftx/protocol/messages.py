@@ -36,6 +36,7 @@ PING_S = 1  #: a side that has sent nothing for so long sends PING or BUSY
 DRAIN_S = 2  #: how long a side that sent its last ERROR goes on reading
 DRAIN_BYTES = 256 * 1024
 
+FINAL = 0x02  #: frame flag of DATA: it is all of a file, and stands for FINISH too
 CRITICAL = 0x01  #: frame flag, and bit 15 of a TLV's type: refuse what you do not know
 CRITICAL_TLV = 0x8000
 
@@ -57,6 +58,7 @@ class Type(IntEnum):
     REFUSE = 0x14
     ASK_DIGESTS = 0x15
     DIGESTS = 0x16
+    WANT_ALL = 0x18
 
     DATA = 0x20
     ZEROS = 0x21
@@ -91,6 +93,7 @@ MAX_BODY: dict[int, int] = {
     Type.REFUSE: 65_536,
     Type.ASK_DIGESTS: 64,
     Type.DIGESTS: 262_144,
+    Type.WANT_ALL: 16_384,
     Type.DATA: 32,
     Type.ZEROS: 65_568,
     Type.FINISH: 64,
@@ -134,7 +137,6 @@ class FolderFlags:
     """Bits of FOLDER_END's flags."""
 
     WHOLE = 0x01  #: the folder was read without error to its end
-    METADATA = 0x02  #: mode and mtime_ns are to be set
 
 
 class ReceiptFlags:
@@ -254,8 +256,6 @@ class FolderEnd:
 
     path: bytes
     flags: int
-    mode: int
-    mtime_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +284,13 @@ class Want:
     entry: int
     held: int
     ranges: tuple[Range, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WantAll:
+    """Receiver: it holds nothing of these entries and wants every chunk of them."""
+
+    entries: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,14 +327,18 @@ class Digests:
     digests: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # frozen would take three times as long, for every chunk
 class Data:
-    """Sender: one chunk. Its payload of ``length`` bytes follows on the lane and is not part of the message."""
+    """Sender: one chunk. Its payload of ``length`` bytes follows on the lane and is not part of the message.
+
+    ``final``: it is all of a file, and stands for the FINISH too.
+    """
 
     entry: int
     index: int
     digest: bytes
     length: int
+    final: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -429,6 +440,7 @@ Message = (
     | FolderEnd
     | Skip
     | Want
+    | WantAll
     | Refuse
     | AskDigests
     | Digests

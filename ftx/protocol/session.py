@@ -18,6 +18,8 @@ from ftx.protocol.messages import Role, Type
 class Side(Enum):
     """Who speaks. Before OPENED only who dialled matters; afterwards only who has the files."""
 
+    __hash__ = object.__hash__  # each is one object, and the tables are looked into for every frame
+
     DIALER = "dialer"
     LISTENER = "listener"
     SENDER = "sender"
@@ -26,6 +28,8 @@ class Side(Enum):
 
 class Phase(Enum):
     """What one side of a lane has said so far. Each side of a lane is in a phase of its own."""
+
+    __hash__ = object.__hash__
 
     START = "start"  #: nothing said; next GREETED
     GREETED = "greeted"  #: HELLO said; next PROVEN
@@ -51,7 +55,7 @@ LANE: dict[tuple[Side, Phase], dict[Type, Phase]] = {
         Type.FINISH: _C, Type.CANCEL: _C, Type.PING: _C, Type.BYE: _E, Type.ERROR: _E,
     },
     (Side.RECEIVER, _C): {
-        Type.SKIP: _C, Type.WANT: _C, Type.REFUSE: _C, Type.ASK_DIGESTS: _C, Type.RECEIPT: _C,
+        Type.SKIP: _C, Type.WANT: _C, Type.WANT_ALL: _C, Type.REFUSE: _C, Type.ASK_DIGESTS: _C, Type.RECEIPT: _C,
         Type.PING: _C, Type.BUSY: _C, Type.PAUSE: _C, Type.RESUME: _C, Type.BYE: _E, Type.ERROR: _E,
     },
     (Side.SENDER, _B): {Type.DATA: _B, Type.PING: _B, Type.ERROR: _E},
@@ -122,6 +126,8 @@ class LaneOrder:
 class State(Enum):
     """Where an entry stands between the two sides."""
 
+    __hash__ = object.__hash__
+
     OFFERED = "offered"  #: from FOLDER; next WANTED, CANCELLED or ENDED
     WANTED = "wanted"  #: the receiver asked for chunks; next FINISHED, CANCELLED or ENDED
     FINISHED = "finished"  #: the sender told the root digest; repairs change nothing; next CANCELLED or ENDED
@@ -135,7 +141,7 @@ _O, _W, _F, _K, _X = State.OFFERED, State.WANTED, State.FINISHED, State.CANCELLE
 #: so a state allows what the other side may still have sent in the state before. Only the receiver ends
 #: an entry, so both sides always count the same.
 ENTRY: dict[State, dict[Type, State]] = {
-    _O: {Type.SKIP: _X, Type.REFUSE: _X, Type.WANT: _W, Type.CANCEL: _K},
+    _O: {Type.SKIP: _X, Type.REFUSE: _X, Type.RECEIPT: _X, Type.WANT: _W, Type.CANCEL: _K},
     _W: {
         Type.WANT: _W, Type.DATA: _W, Type.ZEROS: _W, Type.ASK_DIGESTS: _W, Type.DIGESTS: _W,
         Type.FINISH: _F, Type.REFUSE: _X, Type.CANCEL: _K,

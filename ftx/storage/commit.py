@@ -3,87 +3,25 @@
 G1 and G5, in this order and no other: the caller has verified every chunk and agreed on the root digest;
 sync of the contents; metadata, and a sync of it; rename; sync of the folders; only then may a receipt be given,
 and the journal go. A crash before the rename leaves the old file and a partial that resumes; one after it leaves
-the new file.
+the new file. What was written in one go is published in groups, each step for all of them.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import stat
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import chain, groupby
 
-from ftx.errors import DestinationError, Exists, IsFolder
+from ftx.errors import DestinationError, Exists, FtxError, NoSpace
 from ftx.options import Exists as Policy
-from ftx.protocol.manifest import Entry
-from ftx.protocol.messages import SkipReason
+from ftx.protocol.manifest import Entry, Kind
 from ftx.storage import disk
+from ftx.storage.look import other_names, refuse_folded
 from ftx.storage.partial import Partial
-from ftx.storage.paths import Folder, Root, file_components
-
-MAX_RENAMES = 10_000
-
-
-def same_file(info: os.stat_result, entry: Entry) -> bool:
-    """Whether what is there is, by size and time, what is offered (rsync's rule)."""
-    return stat.S_ISREG(info.st_mode) and info.st_size == entry.size and info.st_mtime_ns == entry.mtime_ns
-
-
-def look(root: Root, entry: Entry, policy: Policy) -> SkipReason | None:
-    """See what has the name that ``entry`` wants.
-
-    Returns:
-        Why nothing is to be done for the entry; None if it is to be transferred. Where it is there already,
-        its mode is brought up to date.
-
-    Raises:
-        IsFolder, Exists, DestinationError: the entry cannot have its name.
-    """
-    parts = file_components(entry.path)
-    shown = disk.show(entry.path)
-    with disk.destination_errors(entry.path):
-        try:
-            folder = root.folder(parts[:-1])
-        except FileNotFoundError:
-            return None
-        with folder:
-            info = disk.look(parts[-1], folder=folder.fd)
-            if info is None:
-                return None
-            if stat.S_ISDIR(info.st_mode):
-                raise IsFolder(f"{shown}: a folder has this name at the destination")
-            if not stat.S_ISREG(info.st_mode) and not stat.S_ISLNK(info.st_mode):
-                raise DestinationError(f"{shown}: a device, socket or FIFO has this name at the destination")
-            if same_file(info, entry):
-                if policy is Policy.REPLACE and stat.S_IMODE(info.st_mode) != entry.mode & 0o777:
-                    _set_mode(folder, parts[-1], entry.mode)
-                return SkipReason.SAME
-            if policy is Policy.KEEP:
-                return SkipReason.KEPT
-            if policy is Policy.FAIL:
-                raise Exists(f"{shown}: a different file of this name is at the destination")
-            if policy is Policy.RENAME:
-                for name in _other_names(parts[-1]):
-                    other = disk.look(name, folder=folder.fd)
-                    if other is None:
-                        break
-                    if same_file(other, entry):
-                        return SkipReason.SAME
-    return None
-
-
-def _set_mode(folder: Folder, name: bytes, mode: int) -> None:
-    fd = disk.open_at(name, os.O_RDONLY, folder=folder.fd)
-    try:
-        disk.set_mode(fd, mode)
-    finally:
-        os.close(fd)
-
-
-def _other_names(name: bytes) -> Iterator[bytes]:
-    """``name.1``, ``name.2`` …"""
-    return (name + b".%d" % number for number in range(1, MAX_RENAMES))
+from ftx.storage.paths import Folder, Root, check_name, components, file_components
+from ftx.storage.scratch import Scratch, Whole
 
 
 def publish(root: Root, partial: Partial, policy: Policy, *, fsync: bool) -> bytes:
@@ -105,27 +43,129 @@ def publish(root: Root, partial: Partial, policy: Policy, *, fsync: bool) -> byt
         if fsync:
             disk.sync_file(partial.fd)
         with root.folder(parts[:-1], make=True) as folder:
-            name = _place(partial, folder, parts[-1], policy)
+            folder.make_writable()
+            name = _place(root, partial.name, partial.folder, folder, parts[-1], policy, entry)
             if fsync:
                 root.sync(parts[:-1], folder)
         return b"/".join((*parts[:-1], name))
 
 
-def _place(partial: Partial, folder: Folder, name: bytes, policy: Policy) -> bytes:
-    """Rename or link the partial to its name; the name."""
-    if policy is Policy.REPLACE:
-        disk.rename(partial.name, name, old_folder=partial.folder.fd, new_folder=folder.fd)
-        return name
-    for candidate in chain([name], _other_names(name) if policy is Policy.RENAME else ()):
+def publish_group(
+    root: Root, scratch: Scratch, wholes: Sequence[Whole], policy: Policy, *, fsync: bool
+) -> list[tuple[Whole, bytes | FtxError]]:
+    """Give everything in ``wholes`` its final name, durably and in groups: the path it got, or why it has none.
+
+    Raises:
+        SyncFailed: what was written did not reach the disk; nothing was published.
+        OSError: names may not have reached the disk; receipts must not be given for any.
+    """
+    results: list[tuple[Whole, bytes | FtxError]] = []
+    ready: list[Whole] = []
+    for whole in wholes:
         try:
-            disk.link(partial.name, candidate, old_folder=partial.folder.fd, new_folder=folder.fd)
+            whole.complete()
+        except OSError as error:
+            failure = disk.destination_error(whole.entry.path, error)
+            if isinstance(failure, NoSpace):
+                raise failure from error  # nothing was published yet: it can be tried again
+            results.append((whole, failure))
+        else:
+            ready.append(whole)
+    if fsync:
+        scratch.sync(ready)
+    together = fsync and scratch.syncs_together(len(ready))
+    for above, members in groupby(ready, lambda whole: whole.entry.path.rpartition(b"/")[0]):
+        results += _publish_in(root, scratch, above, list(members), policy, sync=fsync and not together)
+    if together:
+        scratch.sync_all()
+    return results
+
+
+def _publish_in(
+    root: Root, scratch: Scratch, above: bytes, wholes: Sequence[Whole], policy: Policy, *, sync: bool
+) -> list[tuple[Whole, bytes | FtxError]]:
+    """Those of a group that belong to the folder ``above``; with ``sync`` their names are made durable."""
+    results: list[tuple[Whole, bytes | FtxError]] = []
+    try:
+        parts = components(above)
+        with disk.destination_errors(above):
+            folder = root.folder(parts, make=True)
+            folder.make_writable()
+    except FtxError as error:
+        return [(whole, error) for whole in wholes]
+    with folder:
+        for whole in wholes:
+            path = whole.entry.path
+            try:
+                name = path[len(above) + 1 :] if above else path
+                check_name(name, path)
+                name = _publish_one(root, scratch, whole, folder, name, policy, sync=sync)
+            except FtxError as error:
+                results.append((whole, error))
+            except OSError as error:
+                results.append((whole, disk.destination_error(path, error)))
+            else:
+                results.append((whole, above + b"/" + name if above else name))
+        if sync:
+            try:
+                root.sync(parts, folder)
+            except OSError as error:
+                why = f"its name may not be on the disk ({error.strerror})"
+                return [(whole, DestinationError(f"{disk.show(whole.entry.path)}: {why}")) for whole in wholes]
+    return results
+
+
+def _publish_one(
+    root: Root, scratch: Scratch, whole: Whole, folder: Folder, name: bytes, policy: Policy, *, sync: bool
+) -> bytes:
+    """One of a group; the name it got."""
+    entry = whole.entry
+    if entry.kind is not Kind.FOLDER:
+        name = _place(root, whole.name, scratch.folder(), folder, name, policy, entry)
+        whole.there = False
+        return name
+    try:
+        fd = disk.open_folder(name, folder=folder.fd)
+    except FileNotFoundError:
+        disk.make_folder(name, 0o700, folder=folder.fd)
+        fd = disk.open_folder(name, folder=folder.fd)
+    try:
+        disk.set_mode(fd, entry.mode)
+        disk.set_times(fd, entry.mtime_ns)
+        if sync:
+            disk.sync_folder(fd)
+    finally:
+        os.close(fd)
+    return name
+
+
+def _place(
+    root: Root, old: bytes, old_folder: Folder, folder: Folder, name: bytes, policy: Policy, entry: Entry
+) -> bytes:
+    """Rename or link what was written to its name; the name it got."""
+    shown = disk.show(entry.path)
+    if root.may_fold(folder):
+        if disk.look(name, folder=folder.fd) is not None:
+            refuse_folded(root, folder, name, shown)
+        folder.note(name)
+    if policy is Policy.REPLACE:
+        disk.rename(old, name, old_folder=old_folder.fd, new_folder=folder.fd)
+        return name
+    for candidate in chain([name], other_names(name) if policy is Policy.RENAME else ()):
+        try:
+            disk.link(old, candidate, old_folder=old_folder.fd, new_folder=folder.fd)
         except FileExistsError:
             continue
         except OSError as error:
             if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
                 text = "the file system has no hard links, so only `--exists replace` works there"
-                raise DestinationError(f"{disk.show(partial.entry.path)}: {text}") from error
+                raise DestinationError(f"{shown}: {text}") from error
             raise
-        disk.unlink(partial.name, folder=partial.folder.fd)
+        try:
+            disk.unlink(old, folder=old_folder.fd)
+        except OSError:
+            # It is published, and what stays of its old name is known by having two. A full disk may take a second try.
+            with suppress(OSError):
+                disk.unlink(old, folder=old_folder.fd)
         return candidate
-    raise Exists(f"{disk.show(partial.entry.path)}: a file of this name appeared at the destination")
+    raise Exists(f"{shown}: a file of this name appeared at the destination")

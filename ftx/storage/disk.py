@@ -7,12 +7,14 @@ can crash, fail or reorder at every single call. Errors are plain ``OSError``; `
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from ftx.errors import DestinationError, IsFolder, NoSpace, SourceError, SourceMissing, TooLarge
 from ftx.protocol.manifest import Buffer
@@ -55,6 +57,16 @@ def rename(old: bytes, new: bytes, *, old_folder: int, new_folder: int) -> None:
 def link(old: bytes, new: bytes, *, old_folder: int, new_folder: int) -> None:
     """Give ``old`` a second name; FileExistsError if there is one. Not replacing means this, never look-then-rename."""
     os.link(old, new, src_dir_fd=old_folder, dst_dir_fd=new_folder, follow_symlinks=False)
+
+
+def make_link(target: bytes, name: bytes, *, folder: int) -> None:
+    """Make a symbolic link."""
+    os.symlink(target, name, dir_fd=folder)
+
+
+def remove_folder(name: bytes, *, folder: int) -> None:
+    """Take an empty folder away."""
+    os.rmdir(name, dir_fd=folder)
 
 
 def unlink(name: bytes, *, folder: int) -> None:
@@ -155,6 +167,25 @@ def sync_folder(fd: int) -> None:
             raise
 
 
+def sync_file_system(fd: int) -> None:
+    """Wait until all that was written to the file system of ``fd`` is on the disk, by whomever it was written.
+
+    It reports an error only to a descriptor that was open before the error came. Only on Linux.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syncfs(fd) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def sync_everything(fd: int) -> None:
+    """Wait for the file system of ``fd``; for all of them where the system knows nothing better."""
+    try:
+        sync_file_system(fd)
+    except (AttributeError, OSError):
+        os.sync()
+
+
 def drop_cache(fd: int) -> None:
     """Forget the file's clean pages, so that the next read comes from the disk. A hint: it may do nothing."""
     if hasattr(os, "posix_fadvise"):
@@ -168,6 +199,11 @@ def drop_cache(fd: int) -> None:
 def set_mode(fd: int, mode: int) -> None:
     """Permission bits only: a peer never sets setuid, setgid or sticky (G6)."""
     os.fchmod(fd, mode & 0o777)
+
+
+def give_owner_access(fd: int, mode: int) -> None:
+    """Let a folder's owner list it, enter it and change names in it; nothing else of ``mode`` changes."""
+    os.fchmod(fd, stat.S_IMODE(mode) | 0o700)
 
 
 def make_writable(name: bytes, *, folder: int) -> None:
@@ -185,6 +221,14 @@ def set_times(fd: int, mtime_ns: int) -> None:
     os.utime(fd, ns=(mtime_ns, mtime_ns))
 
 
+def set_link_times(name: bytes, mtime_ns: int, *, folder: int) -> None:
+    os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=folder, follow_symlinks=False)
+
+
+def read_link(name: bytes, *, folder: int) -> bytes:
+    return os.readlink(name, dir_fd=folder)
+
+
 def lock(fd: int) -> bool:
     """Take the file for this process alone, for as long as the descriptor is open; False if another has it."""
     try:
@@ -199,6 +243,20 @@ def same_mount(one: int, other: int) -> bool:
     if os.fstat(one).st_dev != os.fstat(other).st_dev:
         return False
     return _mount_id(one) == _mount_id(other)
+
+
+def file_system(fd: int) -> str:
+    """The type of the file system of ``fd``, as the system calls it; empty where it does not tell."""
+    wanted = _mount_id(fd).split()[-1:]
+    try:
+        with Path("/proc/self/mountinfo").open("rb") as mounts:
+            for line in mounts:
+                fields = line.split()
+                if fields[:1] == wanted:
+                    return fields[fields.index(b"-") + 1].decode()
+    except OSError:
+        pass
+    return ""
 
 
 def _mount_id(fd: int) -> bytes:
@@ -226,20 +284,25 @@ def destination_errors(path: bytes) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        name = show(path)
-        match error.errno:
-            case errno.ENOSPC | errno.EDQUOT:
-                raise NoSpace(f"{name}: no space left at the destination") from error
-            case errno.EFBIG:
-                raise TooLarge(f"{name}: larger than the destination's file system takes") from error
-            case errno.EISDIR:
-                raise IsFolder(f"{name}: a folder has this name at the destination") from error
-            case errno.ELOOP | errno.ENOTDIR:
-                raise DestinationError(f"{name}: a part of its path is not a folder at the destination") from error
-            case errno.EACCES | errno.EPERM | errno.EROFS:
-                raise DestinationError(f"{name}: not writable at the destination ({error.strerror})") from error
-            case _:
-                raise DestinationError(f"{name}: {error.strerror or error}") from error
+        raise destination_error(path, error) from error
+
+
+def destination_error(path: bytes, error: OSError) -> DestinationError:
+    """An ``OSError`` of the receiver's disk as the error of its exit code, naming ``path``."""
+    name = show(path)
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return NoSpace(f"{name}: no space left at the destination")
+        case errno.EFBIG:
+            return TooLarge(f"{name}: larger than the destination's file system takes")
+        case errno.EISDIR:
+            return IsFolder(f"{name}: a folder has this name at the destination")
+        case errno.ELOOP | errno.ENOTDIR:
+            return DestinationError(f"{name}: a part of its path is not a folder at the destination")
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return DestinationError(f"{name}: not writable at the destination ({error.strerror})")
+        case _:
+            return DestinationError(f"{name}: {error.strerror or error}")
 
 
 @contextmanager

@@ -17,13 +17,13 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 from ftx.errors import Busy, NoSpace
 from ftx.protocol.manifest import Buffer, ChunkDigests, DigestName, Entry, Grid, zeros
 from ftx.protocol.ranges import RangeSet
 from ftx.storage import disk
+from ftx.storage.inuse import InUse
 from ftx.storage.journal import Journal, JournalHeader
 from ftx.storage.paths import BESIDE_PREFIX, BESIDE_SUFFIX, Folder, Root, file_components
 
@@ -35,6 +35,10 @@ DIRTY_BYTES = 256 * 1024 * 1024
 REMEMBERED = 8
 #: How long a new session waits for what an ended one left under way.
 CLOSE_S = 30.0
+#: How long a lock that somebody else has is tried for.
+LOCK_S = 0.2
+#: How long what is known of the free space counts.
+SPACE_S = 0.05
 JOURNAL_SUFFIX = b".journal"
 
 
@@ -47,16 +51,19 @@ class SyncFailed(Exception):
         self.error = error
 
 
-class Partial:
+class Partial(InUse):
     """An open partial with its journal, both locked for this process.
 
     Attributes:
         held: chunks that the journal lists for this very source.
         doubted: chunks that it lists for another version of it.
         digests: of chunks that this process has verified, also in an earlier session.
+        settled: what was held when it was opened is on the disk, and out of the cache.
+        needed: bytes of space that are set aside for what is still to be written.
     """
 
     def __init__(self, root: Root, key: bytes, header: JournalHeader, entry: Entry) -> None:
+        super().__init__()
         self.entry = entry
         self.grid = Grid.of(entry.size)
         self.held = RangeSet()
@@ -66,9 +73,11 @@ class Partial:
         self.key = key
         self.name = key + BESIDE_SUFFIX
         self.journal_name = key + JOURNAL_SUFFIX
+        self.needed = 0
+        self.settled = False
         self._own = root.own_folder()
-        self._lock = threading.Lock()
         self._sync_lock = threading.Lock()
+        self.closed = threading.Event()
         self._marked = RangeSet()
         self._unjournaled = RangeSet()
         self._unjournaled_bytes = 0
@@ -79,9 +88,6 @@ class Partial:
         self._lost = RangeSet()  # by a failed sync, and not written again yet
         self._failures = 0  # of syncs
         self._opened_stamps = self._closed_stamps = (0, 0, 0)
-        self._users = 0
-        self._closing = False
-        self.closed = threading.Event()
         self.fd = self._journal_fd = -1
         self.folder = self._own  # where the partial's name is; another folder if a rename would cross a mount
 
@@ -113,10 +119,14 @@ class Partial:
         self._rewrite_journal()
 
     def _lock_journal(self) -> None:
+        give_up_s = time.monotonic() + LOCK_S
         while self._journal_fd < 0:
             fd = disk.open_at(self.journal_name, os.O_RDWR | os.O_CREAT, 0o600, folder=self._own.fd)
             try:
                 if not disk.lock(fd):
+                    if time.monotonic() < give_up_s:
+                        time.sleep(LOCK_S / 20)  # it may be somebody who only looks whether it is in use
+                        continue
                     raise Busy(f"{disk.show(self.entry.path)}: another transfer is writing to it")
                 named, info = disk.look(self.journal_name, folder=self._own.fd), os.fstat(fd)
                 if named is None or named.st_ino != info.st_ino:
@@ -173,25 +183,6 @@ class Partial:
                 shared -= 1
             self.doubted = RangeSet(listed.overlap(0, shared))
 
-    @contextmanager
-    def use(self) -> Iterator[bool]:
-        """Keep the descriptors open meanwhile; False if it is closed already.
-
-        A descriptor that is closed under a write in another thread could be anybody's by then.
-        """
-        with self._lock:
-            alive = not self._closing
-            self._users += alive
-        try:
-            yield alive
-        finally:
-            if alive:
-                with self._lock:
-                    self._users -= 1
-                    last = self._closing and not self._users
-                if last:
-                    self._close()
-
     # --- chunks ---
 
     def write(self, index: int, payload: Buffer) -> None:
@@ -230,6 +221,7 @@ class Partial:
                 # And noted after, because a sync that succeeds meanwhile may not have seen them.
                 self._unsynced.add(start, stop)
                 self._dirty += written
+                self.needed = max(0, self.needed - written)
                 if failures != self._failures:
                     return  # lost already, and wanted again
             self._lost.discard(start, stop)
@@ -325,17 +317,8 @@ class Partial:
         with suppress(OSError):
             disk.unlink(self.journal_name, folder=self._own.fd)
 
-    def close(self) -> None:
-        """Let go of it, when nobody uses it any more; what is there is kept for the next run."""
-        with self._lock:
-            if self._closing:
-                return
-            self._closing = True
-            if self._users:
-                return
-        self._close()
-
     def _close(self) -> None:
+        """What is there is kept for the next run."""
         if self._journal_fd >= 0 and self.fd >= 0:
             self.flush()
             self._closed_stamps = _stamps(self.fd)
@@ -374,6 +357,12 @@ class PartialStore:
         self._reserve = reserve
         self._memory: OrderedDict[bytes, Partial] = OrderedDict()
         self._open: set[bytes] = set()
+        self._partials: set[Partial] = set()  # those that are open
+        self._left: frozenset[bytes] = frozenset()
+        self._spare = 0  # what ``check_space`` may still grant, and since when
+        self._spare_s = 0.0
+        self._looked_s = 0.0  # when the free space was looked at
+        self._left_at = -1  # when the folder had changed, when it was listed
         self._lock = threading.Lock()
 
     def open(self, peer: bytes, entry: Entry, digest: DigestName) -> Partial:
@@ -383,12 +372,9 @@ class PartialStore:
             NameRefused, NoSpace, Busy, DestinationError: it cannot be.
         """
         parts = file_components(entry.path)
-        key = _key(peer, entry.path)
+        key = key_of(peer, entry.path)
         header = JournalHeader.of(peer, entry, digest, 0)
-        with self._lock:
-            if entry.path in self._open:
-                raise Busy(f"{disk.show(entry.path)}: another transfer is writing to it")
-            self._open.add(entry.path)
+        self.claim(entry.path)
         try:
             with self._lock:
                 before = self._memory.get(key)
@@ -404,8 +390,7 @@ class PartialStore:
                     partial.close()
                     raise
         except BaseException:
-            with self._lock:
-                self._open.discard(entry.path)
+            self.unclaim(entry.path)
             raise
         with self._lock:
             self._memory.pop(key, None)
@@ -413,26 +398,94 @@ class PartialStore:
             partial.remember(before)
         return partial
 
+    def claim(self, path: bytes) -> None:
+        """Have a destination path for one transfer alone, until ``unclaim`` or ``release``.
+
+        Raises:
+            Busy: another has it.
+        """
+        with self._lock:
+            if path in self._open:
+                raise Busy(f"{disk.show(path)}: another transfer is writing to it")
+            self._open.add(path)
+
+    def unclaim(self, path: bytes) -> None:
+        with self._lock:
+            self._open.discard(path)
+
     def _check_space(self, partial: Partial) -> None:
-        info = os.fstat(partial.fd)
-        needed = partial.entry.allocated - info.st_blocks * 512
-        free = disk.free_space(partial.fd)
-        if needed > 0 and free - needed < self._reserve:
-            name = disk.show(partial.entry.path)
-            raise NoSpace(
-                f"{name}: {needed} bytes are needed at the destination, {free} are free "
-                f"and {self._reserve} are kept in reserve"
-            )
+        """Set the space aside that the partial may still need."""
+        needed = max(0, partial.entry.allocated - os.fstat(partial.fd).st_blocks * 512)
+        with self._lock:
+            self._need(partial.entry.path, needed, partial.fd)
+            partial.needed = needed
+            self._partials.add(partial)
+
+    def check_space(self, path: bytes, needed: int) -> None:
+        """Whether ``needed`` more bytes may be taken by what is written in one go.
+
+        The free space is looked at a few times a second, and between that what was granted is subtracted.
+
+        Raises:
+            NoSpace: not beside what is set aside and kept in reserve.
+        """
+        with self._lock:
+            now = time.monotonic()
+            if now >= self._spare_s + SPACE_S or self._spare < needed:
+                self._spare_s = now
+                with disk.destination_errors(path):
+                    free = disk.free_space(self.root.fd)
+                self._spare = free - sum(partial.needed for partial in self._partials)
+            if needed and self._spare - needed < self._reserve:
+                raise self._no_space(path, needed, self._spare)
+            self._spare -= needed
+
+    def _need(self, path: bytes, needed: int, fd: int) -> None:
+        free = disk.free_space(fd) - sum(partial.needed for partial in self._partials)
+        if needed and free - needed < self._reserve:
+            raise self._no_space(path, needed, free)
+
+    def _no_space(self, path: bytes, needed: int, free: int) -> NoSpace:
+        return NoSpace(
+            f"{disk.show(path)}: {needed} bytes are needed at the destination, {max(0, free)} are free "
+            f"and {self._reserve} are kept in reserve"
+        )
 
     def release(self, partial: Partial, *, committed: bool) -> None:
         """Close a partial. One that was not committed is kept, and so is what is known of it."""
         partial.close()
+        self.unclaim(partial.entry.path)
         with self._lock:
-            self._open.discard(partial.entry.path)
+            self._partials.discard(partial)
             if not committed:
                 self._memory[partial.key] = partial
                 while len(self._memory) > REMEMBERED:
                     self._memory.popitem(last=False)
+
+    def check_reserve(self) -> None:
+        """Raises NoSpace while less is free than is kept in reserve. Looks a few times a second."""
+        now = time.monotonic()
+        if now < self._looked_s + SPACE_S:
+            return
+        self._looked_s = now
+        if (free := disk.free_space(self.root.fd)) < self._reserve:
+            raise NoSpace(f"{free} bytes are free at the destination and {self._reserve} are kept in reserve")
+
+    def left(self) -> frozenset[bytes]:
+        """The keys of all partials, of transfers under way too. Listed anew when the folder has changed."""
+        try:
+            own = self.root.own_folder(make=False)
+        except OSError:
+            return frozenset()  # none, or not this user's: nothing of ours is in it
+        with own:
+            changed = os.fstat(own.fd).st_mtime_ns
+            if changed != self._left_at:
+                names = map(os.fsencode, os.listdir(own.fd))
+                self._left = frozenset(
+                    name.removesuffix(JOURNAL_SUFFIX) for name in names if name.endswith(JOURNAL_SUFFIX)
+                )
+                self._left_at = changed
+        return self._left
 
     def clear(self, peer: bytes, entry: Entry, *, fsync: bool) -> None:
         """The entry is there under its name already: end what a crash left of its commit (G5).
@@ -441,7 +494,7 @@ class PartialStore:
             DestinationError: its name cannot be made durable.
         """
         parts = file_components(entry.path)
-        key = _key(peer, entry.path)
+        key = key_of(peer, entry.path)
         try:
             own = self.root.own_folder(make=False)
         except OSError:
@@ -464,7 +517,7 @@ class PartialStore:
                 os.close(fd)
 
 
-def _key(peer: bytes, path: bytes) -> bytes:
+def key_of(peer: bytes, path: bytes) -> bytes:
     """What names the partial of a peer and a path."""
     return hashlib.sha256(peer + path).hexdigest()[:32].encode()
 

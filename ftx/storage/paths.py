@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sys
 import threading
 import unicodedata
 from contextlib import suppress
@@ -49,15 +50,24 @@ def components(path: bytes) -> tuple[bytes, ...]:
         return ()
     parts = tuple(path.split(b"/"))
     for part in parts:
-        if part in (b"", b".", b".."):
-            raise NameRefused(f"{disk.show(path)}: not a relative path of plain names")
-        if len(part) > MAX_NAME:
-            raise NameRefused(f"{disk.show(path)}: a name of {len(part)} bytes, where {MAX_NAME} are the most")
-        if b"\0" in part:
-            raise NameRefused("a name with a NUL byte")
-        if is_reserved(part):
-            raise NameRefused(f"{disk.show(path)}: names like .ftx are kept for ftx itself")
+        check_name(part, path)
     return parts
+
+
+def check_name(part: bytes, path: bytes) -> None:
+    """One component of ``path``.
+
+    Raises:
+        NameRefused: as ``components``.
+    """
+    if part in (b"", b".", b"..") or b"/" in part:
+        raise NameRefused(f"{disk.show(path)}: not a relative path of plain names")
+    if len(part) > MAX_NAME:
+        raise NameRefused(f"{disk.show(path)}: a name of {len(part)} bytes, where {MAX_NAME} are the most")
+    if b"\0" in part:
+        raise NameRefused("a name with a NUL byte")
+    if is_reserved(part):
+        raise NameRefused(f"{disk.show(path)}: names like .ftx are kept for ftx itself")
 
 
 def file_components(path: bytes) -> tuple[bytes, ...]:
@@ -74,6 +84,8 @@ def file_components(path: bytes) -> tuple[bytes, ...]:
 
 def is_reserved(name: bytes) -> bool:
     """Whether a file system may take ``name`` for one of ftx's own, whatever it folds (case, NFC, ignorables)."""
+    if name.isascii() and name[:4].lower() not in (b".ftx", b"ftx~"):
+        return False  # so nearly all of them, and there may be millions
     text = name.decode("utf-8", "replace").casefold()
     if not name.isascii():
         text = _IGNORABLE.sub("", unicodedata.normalize("NFKC", text))
@@ -87,10 +99,36 @@ def is_reserved(name: bytes) -> bool:
 class Folder:
     """An open folder below a root. A context manager; ``fd`` is its descriptor."""
 
-    __slots__ = ("fd",)
+    __slots__ = ("_device", "_names", "fd")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self._names: set[bytes] | None = None
+        self._device: int | None = None
+
+    @property
+    def device(self) -> int:
+        """The file system that it is on."""
+        if self._device is None:
+            self._device = os.fstat(self.fd).st_dev
+        return self._device
+
+    def spells(self, name: bytes) -> bool:
+        """Whether something here is called ``name`` to the byte. The folder is listed once."""
+        if self._names is None:
+            self._names = set(map(os.fsencode, os.listdir(self.fd)))
+        return name in self._names
+
+    def note(self, name: bytes) -> None:
+        """Something is called ``name`` from here on."""
+        if self._names is not None:
+            self._names.add(name)
+
+    def make_writable(self) -> None:
+        """Where a source's folder is read-only, so is its copy; its own entry, the last, makes it so again."""
+        info, user = os.fstat(self.fd), os.geteuid()
+        if info.st_mode & 0o300 != 0o300 and user == info.st_uid != 0:  # root needs no leave
+            disk.give_owner_access(self.fd, info.st_mode)
 
     def __enter__(self) -> Folder:
         return self
@@ -113,6 +151,8 @@ class Root:
             _make_all(path)
             self.fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.path = path
+        self._device = os.fstat(self.fd).st_dev
+        self._folds: bool | None = None
         self._lock = threading.Lock()
         self._durable: set[tuple[bytes, ...]] = set()  # folders in which no folder was made since they were synced
 
@@ -120,8 +160,23 @@ class Root:
         fd, self.fd = self.fd, -1
         os.close(fd)
 
-    def folder(self, parts: tuple[bytes, ...], *, make: bool = False) -> Folder:
+    def may_fold(self, folder: Folder) -> bool:
+        """Whether two names in ``folder`` may be one to its file system: their case or normalization differs.
+
+        Found out once for the root's own file system; of another one that is mounted below it is assumed.
+        """
+        if self._folds is None:
+            # ftx's own folder is there, so its name can be asked for in another spelling. Apple's always fold.
+            with self.own_folder() as own:
+                other = disk.look(OWN_FOLDER.upper(), folder=self.fd)
+                found = other is not None and other.st_ino == os.fstat(own.fd).st_ino
+            self._folds = found or sys.platform == "darwin"
+        return self._folds or folder.device != self._device
+
+    def folder(self, parts: tuple[bytes, ...], *, make: bool = False, mode: int = 0o700) -> Folder:
         """Open the folder ``parts`` below the root, component by component, making what is missing if told.
+
+        What is made is for its owner alone, until the folder's own entry says otherwise.
 
         Raises:
             OSError: it is missing, or something on the way is not a folder (a link counts as that).
@@ -130,7 +185,7 @@ class Root:
         os.set_inheritable(fd, False)
         try:
             for depth, part in enumerate(parts):
-                below = self._enter(fd, part, parts[:depth], make=make)
+                below = self._enter(fd, part, parts[:depth], mode if make else None)
                 os.close(fd)
                 fd = below
         except BaseException:
@@ -138,15 +193,16 @@ class Root:
             raise
         return Folder(fd)
 
-    def _enter(self, fd: int, part: bytes, above: tuple[bytes, ...], *, make: bool) -> int:
+    def _enter(self, fd: int, part: bytes, above: tuple[bytes, ...], mode: int | None) -> int:
         try:
             return disk.open_folder(part, folder=fd)
         except FileNotFoundError:
-            if not make:
+            if mode is None:
                 raise
+        Folder(fd).make_writable()
         with self._lock, suppress(FileExistsError):  # another session or process was faster
             self._durable.discard(above)
-            disk.make_folder(part, 0o777, folder=fd)
+            disk.make_folder(part, mode, folder=fd)
         return disk.open_folder(part, folder=fd)
 
     def own_folder(self, *, make: bool = True) -> Folder:

@@ -12,6 +12,10 @@ from ftx.protocol.ranges import RangeSet
 KEPT = "a different file is there and is kept"
 
 
+#: A file of so many bytes at most is small: it is wanted whole, and sent in one frame with its FINISH.
+SMALL = 64 * 1024
+
+
 @dataclass(frozen=True, slots=True)
 class Say:
     """Send this message."""
@@ -56,6 +60,13 @@ class SendChunk:
 
 
 @dataclass(frozen=True, slots=True)
+class SendSmall:
+    """Read each of these small files whole, report it with ``Plan.small_read``, send it as a final DATA."""
+
+    entries: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class HashChunk:
     """Read the chunk and report it with ``Plan.chunk_read``: the receiver holds it already."""
 
@@ -80,7 +91,7 @@ class CheckSource:
     entry: int
 
 
-Job = Say | SendChunk | HashChunk | AnswerDigests | CheckSource
+Job = Say | SendSmall | SendChunk | HashChunk | AnswerDigests | CheckSource
 
 
 # --- Actions: what a receiver's threads are to do ------------------------------------------------------
@@ -88,9 +99,9 @@ Job = Say | SendChunk | HashChunk | AnswerDigests | CheckSource
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """See what is on the disk for this entry and answer with ``Ledger.looked``."""
+    """See what is on the disk for these entries of one folder and answer with ``Ledger.looked``."""
 
-    entry: Entry
+    entries: tuple[Entry, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +124,7 @@ class Compare:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Publish the entry, report with ``Ledger.committed``, ``Ledger.lost`` or ``Ledger.fail``.
+    """Publish the entry, report with ``Ledger.committed``, ``Ledger.lost`` or ``Ledger.fail``; with others or alone.
 
     Void, and to be dropped, if ``Ledger.committing`` says no: a failed sync came between.
     """
@@ -164,4 +175,17 @@ class Take:
     digests: ChunkDigests
 
 
-Verdict = Leave | Reject | Take
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """A small file is to be taken, and nothing of it is there."""
+
+
+FRESH = Fresh()
+
+
+@dataclass(frozen=True, slots=True)
+class Make:
+    """A folder or link is to be made as it was offered, or given the metadata that was: nothing of it travels."""
+
+
+Verdict = Leave | Reject | Take | Fresh | Make

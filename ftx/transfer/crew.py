@@ -75,20 +75,21 @@ class Crew:
     def start(self, what: str, work: Callable[[], None]) -> None:
         """Run ``work`` in a thread; an exception that leaves it is reported as a failure."""
 
-        def run() -> None:
-            try:
-                work()
-            except FtxError as error:
-                self.fail(error)
-            except Exception as error:  # a bug: it must end the session, not hang it
-                log.debug("! a bug in %s", what, exc_info=True)
-                failure = InternalError(f"{type(error).__name__}: {error}")
-                failure.__cause__ = error
-                self.fail(failure)
-
-        thread = threading.Thread(target=run, name=f"{self._name}-{what}", daemon=True)
+        thread = threading.Thread(target=self.run, args=(what, work), name=f"{self._name}-{what}", daemon=True)
         self._threads.append(thread)
         thread.start()
+
+    def run(self, what: str, work: Callable[[], None]) -> None:
+        """Run ``work`` in this thread, as one of the crew."""
+        try:
+            work()
+        except FtxError as error:
+            self.fail(error)
+        except Exception as error:  # a bug: it must end the session, not hang it
+            log.debug("! a bug in %s", what, exc_info=True)
+            failure = InternalError(f"{type(error).__name__}: {error}")
+            failure.__cause__ = error
+            self.fail(failure)
 
     def fail(self, error: FtxError) -> None:
         """Report a failure; the one nearest to the cause is kept."""

@@ -23,6 +23,7 @@ from ftx.errors import (
     SomeFailed,
     UnknownHost,
     Unproven,
+    UsageError,
     from_wire,
 )
 from ftx.net import dial, handshake, peers
@@ -30,30 +31,38 @@ from ftx.net.lane import Lane
 from ftx.options import SendOptions
 from ftx.protocol import messages as m
 from ftx.protocol import proof
+from ftx.protocol.manifest import Kind
 from ftx.protocol.messages import Role
-from ftx.storage.source import Source
+from ftx.storage import disk, scan
+from ftx.storage.scan import Odd
+from ftx.storage.source import Place
 from ftx.transfer import events
 from ftx.transfer.actions import Outcome
 from ftx.transfer.crew import Stop
+from ftx.transfer.feed import Feed, Item
 from ftx.transfer.plan import Plan
-from ftx.transfer.send import SendSession
+from ftx.transfer.send import Join, SendSession
 
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 10.0
 PROGRESS_S = 0.25
+KIND_NAMES = {Kind.FILE: "file", Kind.FOLDER: "folder", Kind.SYMLINK: "link"}
+#: From so long a round trip on one connection alone rarely fills the path: a lost packet stops it for long.
+FAR_S = 0.005
+FAR_LANES = 4
 AGAIN = "Run the same command again: it resumes."
 
 
 @dataclass(slots=True)
-class _Item:
-    """One source of the run, over all its sessions."""
+class _Totals:
+    """Sums over what has ended in this run. Folders are entries, but nobody counts them among files."""
 
-    source: Source
+    files: int = 0
+    failed: int = 0
+    skipped: int = 0
+    size: int = 0
     sent: int = 0
-    reused: int | None = None  # what the receiver held before this run sent anything
-    missing: int | None = None  # the least that it missed when a session began
-    ended: events.EntryEnded | None = None
-    failure: FtxError | None = None
+    reused: int = 0
 
 
 class SendRun:
@@ -73,11 +82,13 @@ class SendRun:
         self._stop = stop
         self._confirm = confirm
         self._accept_open = options.accept_new
-        self._items: dict[Source, _Item] = {}
+        self._feed = Feed(iter(()))
+        self._ended = _Totals()
+        self._failure: FtxError | None = None  # the most serious of an entry
         self._plan: Plan | None = None
         self._established = False
         self._reported_s = 0.0
-        self._sent_before = 0  # in the sessions before this one
+        self._paused: str | None = None
         self._warned = False
 
     def run(self) -> events.Finished:
@@ -92,20 +103,16 @@ class SendRun:
             code, message = error.exit_code, f"{error}.{kept}"
         except FtxError as error:
             code, message = error.exit_code, self._explain(error)
-        finally:
-            for source in self._items:
-                source.close()
-        ended = [item.ended.state for item in self._items.values() if item.ended]
-        sent, reused = self._moved()
+        total = self._ended
         finished = events.Finished(
             code,
             message,
-            files=len(ended) - ended.count("failed"),
-            failed=ended.count("failed"),
-            skipped=ended.count("skipped"),
+            files=total.files,
+            failed=total.failed,
+            skipped=total.skipped,
             bytes_total=self._bytes_total(),
-            bytes_sent=sent,
-            bytes_reused=reused,
+            bytes_sent=self._moved()[0],
+            bytes_reused=self._moved()[1],
             seconds=time.monotonic() - started,
         )
         self._emit(finished)
@@ -124,16 +131,20 @@ class SendRun:
 
     def _send(self) -> None:
         options = self._options
-        identity = peers.identity(options.config_dir)
+        identity, lasting = peers.identity(options.config_dir)
+        if not lasting:
+            where = f"{options.config_dir} ($FTX_CONFIG_DIR) cannot be written to"
+            self._emit(events.Warn(f"{where}: a later run cannot go on with what this one leaves"))
         keys = peers.keys(options.config_dir, options.secret_file, listener=False)
-        for path in self._paths:
-            source = Source(path, identity, options.digest)
-            self._items[source] = _Item(source)
+        self._check_sources()
+        places: list[Place] = []
+        walk = scan.walk(self._paths, identity, options.digest, places)
+        self._feed = Feed(walk)
         folder = os.fsencode(options.folder)
         request = m.Open(
             session=bytes(16),
             process=secrets.token_bytes(16),
-            job=proof.job_id([os.path.abspath(path) for path in self._paths], folder),
+            job=proof.job_id([_absolute(path) for path in self._paths], folder),
             role=Role.SENDER,
             mode=m.Mode.TRANSFER,
             lanes=1,
@@ -141,10 +152,45 @@ class SendRun:
             digest=options.digest,
             folder=folder,
         )
-        self._until_done(request, keys, identity)
-        failures = [item.failure for item in self._items.values() if item.failure]
-        if failures:
-            raise failures[0] if len(self._items) == 1 else SomeFailed(f"{len(failures)} could not be sent")
+        try:
+            self._until_done(request, keys, identity)
+        finally:
+            walk.close()
+            for place in places:
+                place.close()
+        if self._failure is not None:
+            failed, others = self._ended.failed, self._ended.files
+            if others:
+                raise SomeFailed(f"{failed} could not be sent; {others} are there")
+            raise self._all_failed()
+
+    def _all_failed(self) -> FtxError:
+        """Nothing but failures: the most serious one says how it ends."""
+        failure, failed = self._failure, self._ended.failed
+        assert failure is not None
+        return failure if failed == 1 else type(failure)(f"all {failed} failed; the most serious: {failure}")
+
+    def _check_sources(self) -> None:
+        """What can be said before anybody is called: nothing can be sent, or two paths would land on one name."""
+        failures: list[FtxError] = []
+        good: list[bytes] = []
+        for path in self._paths:
+            try:
+                scan.check(path)
+                good.append(path)
+            except FtxError as error:
+                failures.append(error)
+        if not good:
+            for path, failure in zip(self._paths, failures, strict=True):
+                self._odd_ended(Odd(scan.name_of(path) or path, str(failure), failure))
+            raise self._all_failed()
+        taken: dict[bytes, bytes] = {}
+        for path in good if len(good) > 1 else ():
+            for name in scan.top_names(path):
+                if name in taken:
+                    one, other = disk.show(taken[name]), disk.show(path)
+                    raise UsageError(f"two paths would become {disk.show(name)} at the destination: {one} and {other}")
+                taken[name] = path
 
     def _until_done(self, request: m.Open, keys: dict[m.Method, bytes], identity: bytes) -> None:
         """Sessions until one ends well, with back-off in between."""
@@ -173,9 +219,6 @@ class SendRun:
                 self._emit(events.Retry(str(error), round(wait_s, 3), attempt))
             self._stop.wait(wait_s)
             self._stop.check()
-            for item in self._items.values():
-                if item.ended is None:
-                    item.source.pin()  # what was read of it counts only if it is still the same file
 
     def _session(self, request: m.Open, keys: dict[m.Method, bytes], identity: bytes) -> None:
         options = self._options
@@ -185,15 +228,20 @@ class SendRun:
             lane.deadline_s = time.monotonic() + options.timeout_s
             handshake.dial(lane, keys, identity, accept_open=self._accept_open)
             lane.deadline_s = time.monotonic() + options.timeout_s
-            request = replace(request, session=secrets.token_bytes(16))
+            lanes = options.lanes or (1 if lane.round_trip_s < FAR_S else FAR_LANES)
+            request = replace(request, session=secrets.token_bytes(16), lanes=lanes)
             lane.order.opened(Role.SENDER)
             opened = handshake.open_session(lane, request, options.timeout_s)
-            if opened.lanes != request.lanes:
+            if not 1 <= opened.lanes <= request.lanes:
                 raise ProtocolError(f"{opened.lanes} lanes granted where {request.lanes} were asked for")
             lane.deadline_s = None
             self._established = True
             self._emit(events.SessionUp(request.session.hex(), f"{options.host}:{options.port}", False, opened.lanes))
-            self._transfer(lane, opened)
+
+            def join(number: int, check: Callable[[], None]) -> Lane:
+                return self._attach(request.session, number, keys, identity, check)
+
+            self._transfer(lane, opened, join)
         except ProtocolError as error:
             if not error.from_peer:
                 handshake.refuse(lane, error)
@@ -201,92 +249,136 @@ class SendRun:
         finally:
             lane.close()
 
-    def _transfer(self, lane: Lane, opened: m.Opened) -> None:
-        self._sent_before = self._moved()[0]
+    def _attach(
+        self, session: bytes, number: int, keys: dict[m.Method, bytes], identity: bytes, check: Callable[[], None]
+    ) -> Lane:
+        """A further lane of a session."""
+        options = self._options
+        lane = Lane(dial.connect(options.host, options.port, options.timeout_s, check), dialer=True)
+        try:
+            lane.check = check
+            lane.deadline_s = time.monotonic() + options.timeout_s
+            handshake.dial(lane, keys, identity, accept_open=self._accept_open)
+            handshake.attach(lane, m.Attach(session, number), Role.SENDER)
+            lane.deadline_s = lane.check = None
+        except BaseException:
+            lane.close()
+            raise
+        return lane
+
+    def _transfer(self, lane: Lane, opened: m.Opened, join: Join) -> None:
         self._plan = plan = Plan(self._options.digest)
         plan.opened(opened.window)
-        sources = [item.source for item in self._items.values() if item.ended is None]
-        session = SendSession(lane, plan, sources, self._ended, self._options.timeout_s)
+        session = SendSession(lane, opened.lanes, join, plan, self._feed, self._entry_ended, self._options.timeout_s)
         try:
             session.run(self._stop, self._tick)
         finally:
             self._plan = None
-            for source, sent, held, missing in session.unfinished():
-                item = self._items[source]
-                item.sent += sent
-                item.reused = held if item.reused is None else item.reused
-                if missing is not None:
-                    item.missing = missing if item.missing is None else min(item.missing, missing)
+            self._note_pause(None)
 
     # --- what to tell ---
 
     def _bytes_total(self) -> int:
-        return sum(item.source.grid.size for item in self._items.values())
+        return self._ended.size + sum(item.source.grid.size for item in self._feed.waiting())
 
     def _moved(self) -> tuple[int, int]:
-        """Payload bytes sent in this run, and bytes that the receiver held before it."""
-        sent = sum(item.sent for item in self._items.values())
-        reused = sum(item.reused or 0 for item in self._items.values())
+        """Payload bytes sent in this run, and bytes that the receiver held before it, but for what is under way."""
+        waiting = self._feed.waiting()
+        sent = self._ended.sent + sum(item.sent for item in waiting)
+        reused = self._ended.reused + sum(item.reused or 0 for item in waiting)
         return sent, reused
 
     def _progress(self) -> tuple[int, int]:
         """What has arrived, as the receiver says: what was only sent may have gone nowhere."""
-        items = self._items.values()
-        missing = sum(item.source.grid.size if item.missing is None else item.missing for item in items)
-        return missing, sum(item.ended is not None for item in items)
+        waiting = self._feed.waiting()
+        missing = sum(item.source.grid.size if item.missing is None else item.missing for item in waiting)
+        return missing, self._ended.files + self._ended.failed
 
     def _tick(self) -> None:
         now = time.monotonic()
         plan = self._plan
-        if plan is None or now - self._reported_s < PROGRESS_S:
+        if plan is None:
+            return
+        self._note_pause(plan.pause_reason)
+        if now - self._reported_s < PROGRESS_S:
             return
         self._reported_s = now
-        reused = self._moved()[1]
-        ended = [item for item in self._items.values() if item.ended]
-        first = all(item.reused is None for item in self._items.values())
-        total = self._bytes_total()
-        done = plan.bytes_held + plan.bytes_sent + plan.bytes_zeros
+        state = plan.live()
         self._emit(
             events.Progress(
-                bytes_total=total,
-                bytes_done=min(done, total),
-                bytes_sent=self._sent_before + plan.bytes_sent,
-                bytes_reused=plan.bytes_held if first else reused,
-                files_total=len(self._items),
-                files_done=len(ended),
+                bytes_total=self._ended.size + state.size if state.all_offered else None,
+                bytes_done=self._ended.size + state.sent + state.held + state.zeros,
+                bytes_sent=self._ended.sent + state.sent,
+                bytes_reused=self._ended.reused + state.held,
+                files_total=self._ended.files + self._ended.failed + state.files if state.all_offered else None,
+                files_done=self._ended.files,
             )
         )
 
-    def _ended(self, source: Source, outcome: Outcome | FtxError) -> None:
-        """A source is done with: committed, skipped or failed."""
-        item = self._items[source]
-        digest: str | None = None
-        if isinstance(outcome, FtxError):
-            item.failure, state = outcome, "failed"
-        else:
-            state = outcome.state
-            # What this session did not send was there before: from this run's sessions, or before the run. The
-            # first session knows better, unless it broke before it had compared what it found.
-            item.reused = max(item.reused or 0, outcome.reused - item.sent)
-            item.sent += outcome.sent
-            if state == "failed":
-                item.failure = from_wire(outcome.code, outcome.message)
-            if state == "done" and not outcome.durable and not self._warned:
-                self._warned = True
-                self._emit(events.Warn("the receiver does not wait for its disk: a power cut there may undo this"))
-            if outcome.root:
-                digest = f"{self._options.digest.label}:{outcome.root.hex()}"
-        item.ended = events.EntryEnded(
-            path=source.offered.name,
-            state=state,
-            size=source.grid.size,
-            sent=item.sent,
-            reused=item.reused or 0,
-            digest=digest,
-            code=item.failure.exit_code if item.failure else 0,
-            message=str(item.failure) if item.failure else "" if isinstance(outcome, FtxError) else outcome.message,
+    def _note_pause(self, reason: str | None) -> None:
+        if reason is not None and self._paused is None:
+            self._emit(events.Paused(reason))
+        elif reason is None and self._paused is not None:
+            self._emit(events.Resumed(self._paused))
+        self._paused = reason
+
+    def _entry_ended(self, item: Item | Odd, outcome: Outcome | None) -> None:
+        """An entry is done with: committed, skipped or failed; or it is not sent at all."""
+        if isinstance(item, Odd):
+            self._odd_ended(item)
+            return
+        assert outcome is not None
+        source, state = item.source, outcome.state
+        # What this session did not send was there before: from this run's sessions, or before the run. The
+        # first session knows better, unless it broke before it had compared what it found.
+        reused = max(item.reused or 0, outcome.reused - item.sent)
+        sent = item.sent + outcome.sent
+        error = from_wire(outcome.code, outcome.message) if state == "failed" else None
+        if state == "done" and not outcome.durable and not self._warned:
+            self._warned = True
+            self._emit(events.Warn("the receiver does not wait for its disk: a power cut there may undo this"))
+        kind = source.offered.kind
+        self._count(state, source.grid.size, sent, reused, error, file=kind is not Kind.FOLDER)
+        has_digest = outcome.root and kind is Kind.FILE
+        self._emit(
+            events.EntryEnded(
+                path=source.target_path,
+                kind=KIND_NAMES[kind],
+                state=state,
+                size=source.grid.size,
+                sent=sent,
+                reused=reused,
+                digest=f"{self._options.digest.label}:{outcome.root.hex()}" if has_digest else None,
+                code=error.exit_code if error else 0,
+                message=str(error) if error else outcome.message,
+            )
         )
-        self._emit(item.ended)
+
+    def _odd_ended(self, odd: Odd) -> None:
+        state = "skipped" if odd.error is None else "failed"
+        self._count(state, 0, 0, 0, odd.error, file=True)
+        code = odd.error.exit_code if odd.error else 0
+        self._emit(events.EntryEnded(odd.path, "other", state, 0, 0, 0, None, code, odd.message))
+
+    def _count(self, state: str, size: int, sent: int, reused: int, error: FtxError | None, *, file: bool) -> None:
+        total = self._ended
+        total.size += size
+        total.sent += sent
+        total.reused += reused
+        if error is not None:
+            total.failed += 1
+            if self._failure is None or error.rank < self._failure.rank:
+                self._failure = error
+        elif file:
+            total.files += 1
+            total.skipped += state == "skipped"
+
+
+def _absolute(path: bytes) -> bytes:
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError:
+        return path  # the folder that this was started in is gone, and so is what is below it
 
 
 def run(

@@ -31,8 +31,13 @@ class Event:
                 except UnicodeDecodeError:
                     result[field.name + "_b64"] = base64.b64encode(value).decode()
             else:
-                result[field.name] = value
+                result[field.name] = _readable(value) if isinstance(value, str) else value
         return result
+
+
+def _readable(text: str) -> str:
+    """What strict readers of JSON take: a byte of a name that is not UTF-8 is no character for them."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 OnEvent = Callable[[Event], None]
@@ -84,10 +89,14 @@ class Progress(Event):
 
 @dataclass(frozen=True, slots=True)
 class EntryEnded(Event):
-    """An entry ended; ``state`` is ``"done"``, ``"skipped"`` or ``"failed"``, ``code`` an exit code."""
+    """An entry ended; ``state`` is ``"done"``, ``"skipped"`` or ``"failed"``, ``code`` an exit code.
+
+    ``kind`` is ``"file"``, ``"folder"``, ``"link"`` or ``"other"``.
+    """
 
     type: ClassVar[str] = "entry"
     path: bytes
+    kind: str
     state: str
     size: int
     sent: int
@@ -114,6 +123,22 @@ class Retry(Event):
     reason: str
     wait_s: float
     attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Paused(Event):
+    """The receiver's disk is full: nothing is sent until there is room."""
+
+    type: ClassVar[str] = "paused"
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed(Event):
+    """There is room again, or the session is over. ``reason`` is why it had paused."""
+
+    type: ClassVar[str] = "resumed"
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,3 +170,31 @@ class Finished(Event):
     bytes_sent: int
     bytes_reused: int
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished(Event):
+    """Status: an unfinished transfer. ``peer`` is hexadecimal, ``held`` what the journal lists.
+
+    ``running``: a session has it. ``discarded``: it was removed just now.
+    """
+
+    type: ClassVar[str] = "unfinished"
+    path: bytes
+    size: int
+    held: int
+    age_s: float
+    peer: str
+    running: bool
+    discarded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StatusFinished(Event):
+    """Status: last of all. ``unfinished`` are there still, ``discarded`` were removed; ``code`` is the exit code."""
+
+    type: ClassVar[str] = "finished"
+    code: int
+    message: str
+    unfinished: int
+    discarded: int

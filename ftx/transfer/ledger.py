@@ -19,17 +19,21 @@ from dataclasses import dataclass, field, replace
 
 from ftx.errors import FtxError, IntegrityError, NameRefused, ProtocolError, TooLarge, Unsupported
 from ftx.protocol import messages as m
-from ftx.protocol.manifest import MAX_FILE_SIZE, ChunkDigests, DigestName, Entry, Grid, Kind
+from ftx.protocol.manifest import MAX_FILE_SIZE, ChunkDigests, DigestName, Entry, Grid, Kind, root_of_one
 from ftx.protocol.messages import Type
 from ftx.protocol.ranges import RangeSet, Repeats
 from ftx.protocol.session import State, next_state
 from ftx.transfer.actions import (
+    FRESH,
     KEPT,
+    SMALL,
     Action,
     Commit,
     Compare,
+    Fresh,
     Leave,
     Look,
+    Make,
     Outcome,
     Rehash,
     Reject,
@@ -49,6 +53,7 @@ class Receiving:
     """What the ledger knows of one entry. Shells read ``entry`` and ``grid``; all else is the ledger's.
 
     Attributes:
+        folder: that it is in.
         missing: chunks that were wanted and have not begun to arrive.
         unread: held chunks that this process has not read back yet.
         doubted: chunks of another version of the source that have not been compared yet.
@@ -63,11 +68,13 @@ class Receiving:
         committing: a Commit is under way.
         cancelled: the CANCEL that came meanwhile.
         disagreed: the root digests differed, and no chunk has been found since that explains it.
+        final: its DATA stood for FINISH too.
         received: payload bytes.
     """
 
     entry: Entry
     grid: Grid
+    folder: bytes
     state: State = State.OFFERED
     missing: RangeSet = field(default_factory=RangeSet)
     unread: RangeSet = field(default_factory=RangeSet)
@@ -83,7 +90,31 @@ class Receiving:
     committing: bool = False
     cancelled: m.Cancel | None = None
     disagreed: bool = False
+    final: bool = False
     received: int = 0
+
+
+class Small:
+    """What the ledger knows of a file of ``SMALL`` bytes at most, while all goes as it mostly does.
+
+    It is wanted whole, comes in one frame and is published. When anything else happens it becomes a ``Receiving``.
+
+    Attributes:
+        begun: its DATA is being read or was.
+        final: that DATA stood for FINISH too.
+        digest: of its chunk; None until it is written.
+        root: the sender's and ours; None until both agree.
+    """
+
+    __slots__ = ("begun", "committing", "digest", "entry", "final", "folder", "root", "state")
+
+    def __init__(self, entry: Entry, folder: bytes) -> None:
+        self.entry = entry
+        self.folder = folder
+        self.state = State.OFFERED
+        self.begun = self.final = self.committing = False
+        self.digest: bytes | None = None
+        self.root: bytes | None = None
 
 
 def _problem(offered: m.Offered) -> FtxError | None:
@@ -92,6 +123,8 @@ def _problem(offered: m.Offered) -> FtxError | None:
         return TooLarge(f"larger than {MAX_FILE_SIZE >> 40} TiB")
     if not offered.name or b"/" in offered.name:
         return NameRefused("an entry's name that is not one name")
+    if offered.kind is Kind.SYMLINK and (not offered.target or b"\0" in offered.target):
+        return NameRefused("a link to what no path can be")
     for tlv in offered.tlvs:
         if tlv.type & m.CRITICAL_TLV:
             return Unsupported(f"it needs the unknown capability {tlv.type:#06x}")
@@ -112,12 +145,14 @@ class Ledger:
         self._digest = digest
         self._folder_path = folder
         self._window = max(window, m.INITIAL_WINDOW)
-        self._live: dict[int, Receiving] = {}
+        self._live: dict[int, Receiving | Small] = {}
+        self._inside: dict[bytes, int] = {}  # folder -> live entries right below it
+        self._parked: dict[bytes, list[Entry]] = {}  # folder -> its own entry, which waits for what is inside
         self._highest = 0
         self._ended: list[Outcome] = []
         self.done = self.skipped = self.failed = 0
+        self.files = self.files_skipped = 0  # what ended well, without folders, and what of it needed nothing
         self.bytes_received = self.bytes_held = self.bytes_offered = self.bytes_zeros = 0
-        self.entries_offered = 0
 
     # --- what the sender says ---
 
@@ -156,31 +191,86 @@ class Ledger:
         if len(self._live) + unsaid + len(message.entries) > self._window:
             raise ProtocolError(f"more than {self._window} entries outstanding")
         actions: list[Action] = []
+        looks: list[Entry] = []
         folder = b"/".join(filter(None, (self._folder_path, message.path)))
+        self._inside[folder] = self._inside.get(folder, 0) + len(message.entries)
         for entry_id, offered in enumerate(message.entries, message.first):
             self._highest = entry_id
             entry = offered.entry(entry_id, folder)
             problem = _problem(offered)
-            receiving = Receiving(entry, Grid.of(0 if problem or offered.kind is not Kind.FILE else offered.size))
-            self._live[entry_id] = receiving
-            self.entries_offered += 1
+            if problem is None and offered.kind is Kind.FILE and offered.size <= SMALL:
+                self._live[entry_id] = Small(entry, folder)
+                self.bytes_offered += offered.size
+                looks.append(entry)
+                continue
+            grid = Grid.of(0 if problem or offered.kind is not Kind.FILE else offered.size)
+            receiving = self._live[entry_id] = Receiving(entry, grid, folder)
             if problem:
                 actions += self._refuse(receiving, problem.wire, str(problem))
+            elif entry.kind is Kind.FOLDER and self._inside.get(entry.path):
+                # Each name that appears in it changes its time, so its own entry comes behind what it has.
+                self._parked.setdefault(entry.path, []).append(entry)
             else:
                 self.bytes_offered += receiving.grid.size
-                actions.append(Look(entry))
+                looks.append(entry)
+        if not message.entries:
+            self._outside(folder, 0)
+        if looks:
+            actions.append(Look(tuple(looks)))
         return actions
+
+    def _outside(self, folder: bytes, count: int) -> list[Action]:
+        """So many entries of ``folder`` have ended. Its own entry may be looked at when none is left."""
+        left = self._inside[folder] - count
+        if left:
+            self._inside[folder] = left
+            return []
+        del self._inside[folder]
+        parked = self._parked.pop(folder, None)
+        return [Look(tuple(parked))] if parked else []
+
+    def _get(self, entry_id: int) -> Receiving | None:
+        """A live entry, with all that there is to know of it; None if it has ended."""
+        live = self._live.get(entry_id)
+        if isinstance(live, Small):
+            live = self._live[entry_id] = self._grown(live)
+        return live
+
+    def _grown(self, small: Small) -> Receiving:
+        """The same, ready for whatever may happen."""
+        grid = Grid.of(small.entry.size)
+        receiving = Receiving(small.entry, grid, small.folder, small.state)
+        if small.state is State.OFFERED:
+            return receiving
+        receiving.digests = ChunkDigests(grid, self._digest)
+        receiving.root = small.root
+        receiving.committing = small.committing
+        receiving.final = small.final
+        if small.digest:
+            receiving.digests.set(0, small.digest)
+            receiving.received = grid.size
+        elif small.begun:
+            receiving.writing = 1
+        elif grid.count:
+            receiving.missing.add(0, 1)
+        return receiving
 
     def _step(self, entry_id: int, type_: Type) -> Receiving | None:
         """Move an entry's state on; None if it has ended: a late frame, dropped (G12)."""
         if not 0 < entry_id <= self._highest:
             raise ProtocolError(f"{type_.name} for entry {entry_id}, which was never offered")
-        receiving = self._live.get(entry_id)
+        receiving = self._get(entry_id)
         if receiving is not None:
             receiving.state = next_state(entry_id, receiving.state, type_)
         return receiving
 
     def _finish(self, message: m.Finish) -> list[Action]:
+        live = self._live.get(message.entry)
+        if isinstance(live, Small) and live.state is State.WANTED and not live.entry.size:
+            live.digest = b""
+            if self._root_of(live) == message.root:
+                return self._agreed(live)
+            live.digest = None
         receiving = self._step(message.entry, Type.FINISH)
         if receiving is None:
             return []
@@ -190,6 +280,17 @@ class Ledger:
             raise ProtocolError(f"another root digest for entry {message.entry}")
         receiving.root = message.root
         return self._complete(receiving)
+
+    def _root_of(self, small: Small) -> bytes:
+        assert small.digest is not None
+        return root_of_one(self._digest, small.digest, small.entry.size)
+
+    def _agreed(self, small: Small) -> list[Action]:
+        """All of a small file is there, and the sender has said FINISH."""
+        small.state = State.FINISHED
+        small.root = self._root_of(small)
+        small.committing = True
+        return [Commit(small.entry.id)]
 
     def _cancel(self, message: m.Cancel) -> list[Action]:
         receiving = self._step(message.entry, Type.CANCEL)
@@ -210,7 +311,7 @@ class Ledger:
 
     # --- chunks ---
 
-    def begin(self, data: m.Data) -> Receiving | None:
+    def begin(self, data: m.Data) -> Receiving | Small | None:
         """A chunk is about to be read from a lane; where it belongs, None if it is late and to be dropped.
 
         The chunk is the caller's until it reports ``written`` or ``damaged``.
@@ -219,6 +320,12 @@ class Ledger:
             ProtocolError: it was never offered or asked for, or has the wrong length.
         """
         with self._lock:
+            live = self._live.get(data.entry)
+            fresh = isinstance(live, Small) and live.state is State.WANTED and not live.begun
+            if isinstance(live, Small) and fresh and data.index == 0 and data.length == live.entry.size > 0:
+                live.begun = True
+                live.final = data.final
+                return live
             receiving = self._step(data.entry, Type.DATA)
             if receiving is None:
                 return None
@@ -226,13 +333,25 @@ class Ledger:
                 raise ProtocolError(f"chunk {data.index} of entry {data.entry} was not asked for")
             if data.length != receiving.grid.length(data.index):
                 raise ProtocolError(f"chunk {data.index} of entry {data.entry} has {data.length} bytes")
+            if data.final:
+                if receiving.grid.count > 1:
+                    raise ProtocolError(f"a final DATA for entry {data.entry}, which has more than one chunk")
+                receiving.final = True
             receiving.missing.discard(data.index, data.index + 1)
             receiving.writing += 1
             return receiving
 
-    def written(self, receiving: Receiving, index: int, digest: bytes) -> list[Action]:
-        """The chunk was verified and written."""
+    def written(self, where: Receiving | Small, index: int, digest: bytes) -> list[Action]:
+        """The chunk was verified and written; ``where`` is what ``begin`` said."""
         with self._lock:
+            live = self._live.get(where.entry.id)
+            if isinstance(live, Small):
+                live.digest = digest
+                self.bytes_received += live.entry.size
+                return self._agreed(live) if live.final else []
+            receiving = live if isinstance(where, Small) else where
+            if receiving is None:
+                return []  # it has ended meanwhile
             receiving.writing -= 1
             length = receiving.grid.length(index)
             receiving.received += length
@@ -240,11 +359,17 @@ class Ledger:
             assert receiving.digests is not None
             receiving.digests.set(index, digest)
             receiving.held.discard(index, index + 1)
+            if receiving.final and receiving.root is None:
+                receiving.state = next_state(receiving.entry.id, receiving.state, Type.FINISH)
+                receiving.root = receiving.digests.root()
             return self._complete(receiving)
 
-    def damaged(self, receiving: Receiving, index: int) -> list[Action]:
+    def damaged(self, where: Receiving | Small, index: int) -> list[Action]:
         """The chunk's payload did not have its digest: it is asked for again (G4)."""
         with self._lock:
+            receiving = self._get(where.entry.id) if isinstance(where, Small) else where
+            if receiving is None:
+                return []
             receiving.writing -= 1
             self.bytes_received += receiving.grid.length(index)
             return self._repair(receiving, [(index, index + 1)])
@@ -281,25 +406,52 @@ class Ledger:
     def looked(self, entry_id: int, verdict: Verdict) -> list[Action]:
         """Answer an offer by what a look found."""
         with self._lock:
-            receiving = self._live.get(entry_id)
-            if receiving is None:
-                return [Release(entry_id)]
-            if receiving.cancelled is not None:
-                return self._refuse(receiving, receiving.cancelled.code, receiving.cancelled.message)
-            match verdict:
-                case Leave():
-                    receiving.state = next_state(entry_id, receiving.state, Type.SKIP)
-                    self.skipped += 1
-                    same = verdict.reason is m.SkipReason.SAME
-                    if same:
-                        receiving.held.add(0, receiving.grid.count)
-                        self.bytes_held += receiving.grid.size
-                    self._end(receiving, "skipped", message="" if same else KEPT)
-                    return [Say(m.Skip((m.SkipItem(entry_id, verdict.reason),)))]
-                case Reject():
-                    return self._refuse(receiving, verdict.code, verdict.message)
-                case Take():
-                    return self._take(receiving, verdict)
+            return self._looked(entry_id, verdict)
+
+    def looked_all(self, found: Sequence[tuple[Entry, Verdict]]) -> list[Action]:
+        """Answer a batch of offers."""
+        with self._lock:
+            actions: list[Action] = []
+            fresh: list[int] = []
+            for entry, verdict in found:
+                live = self._live.get(entry.id)
+                if verdict is FRESH and isinstance(live, Small):
+                    live.state = State.WANTED
+                    fresh.append(entry.id)
+                else:
+                    actions += self._looked(entry.id, verdict)
+            if fresh:
+                actions.append(Say(m.WantAll(tuple(fresh))))
+            return actions
+
+    def _looked(self, entry_id: int, verdict: Verdict) -> list[Action]:
+        receiving = self._get(entry_id)
+        if receiving is None:
+            return [Release(entry_id)]
+        if receiving.cancelled is not None:
+            return self._refuse(receiving, receiving.cancelled.code, receiving.cancelled.message)
+        match verdict:
+            case Leave():
+                receiving.state = next_state(entry_id, receiving.state, Type.SKIP)
+                self.skipped += 1
+                same = verdict.reason is m.SkipReason.SAME
+                if same:
+                    receiving.held.add(0, receiving.grid.count)
+                    self.bytes_held += receiving.grid.size
+                said = Say(m.Skip((m.SkipItem(entry_id, verdict.reason),)))
+                return [said, *self._end(receiving, "skipped", message="" if same else KEPT)]
+            case Reject():
+                return self._refuse(receiving, verdict.code, verdict.message)
+            case Fresh():
+                nothing = Take(RangeSet(), RangeSet(), ChunkDigests(receiving.grid, self._digest))
+                return self._take(receiving, nothing)
+            case Take():
+                return self._take(receiving, verdict)
+            case Make():
+                receiving.digests = ChunkDigests(receiving.grid, self._digest)
+                receiving.root = receiving.digests.root()
+                receiving.committing = True
+                return [Commit(entry_id)]
 
     def _take(self, receiving: Receiving, found: Take) -> list[Action]:
         receiving.state = next_state(receiving.entry.id, receiving.state, Type.WANT)
@@ -322,7 +474,7 @@ class Ledger:
     def rehashed(self, entry_id: int, index: int, digest: bytes | None) -> list[Action]:
         """A held chunk was read from the disk; None if it could not be read, so it is not held after all."""
         with self._lock:
-            receiving = self._live.get(entry_id)
+            receiving = self._get(entry_id)
             if receiving is None or index not in receiving.unread:
                 return []
             receiving.unread.discard(index, index + 1)
@@ -335,7 +487,7 @@ class Ledger:
     def compared(self, entry_id: int, found: Sequence[tuple[int, bytes | None]]) -> list[Action]:
         """Doubted chunks were compared: (index, its session digest where it is the sender's chunk, else None)."""
         with self._lock:
-            receiving = self._live.get(entry_id)
+            receiving = self._get(entry_id)
             if receiving is None:
                 return []
             receiving.comparing -= 1
@@ -355,7 +507,7 @@ class Ledger:
     def lost(self, entry_id: int, ranges: RangeSet) -> list[Action]:
         """What was written did not reach the disk (a failed sync): it is wanted again."""
         with self._lock:
-            receiving = self._live.get(entry_id)
+            receiving = self._get(entry_id)
             if receiving is None:
                 return []
             receiving.committing = False
@@ -372,28 +524,49 @@ class Ledger:
     def committed(self, entry_id: int, *, durable: bool, path: bytes | None = None) -> list[Action]:
         """The entry is published; its receipt may go (G5). ``path``: the one it got, if it is another."""
         with self._lock:
-            receiving = self._live[entry_id]
-            assert receiving.root is not None
+            return self._committed([(entry_id, path)], durable=durable)
+
+    def committed_all(self, published: Sequence[tuple[int, bytes]], *, durable: bool) -> list[Action]:
+        """These are published, under these paths; their receipts may go (G5)."""
+        with self._lock:
+            return self._committed(published, durable=durable)
+
+    def _committed(self, published: Sequence[tuple[int, bytes | None]], *, durable: bool) -> list[Action]:
+        receipts = []
+        after: list[Action] = []
+        flags = m.ReceiptFlags.DURABLE if durable else 0
+        for entry_id, path in published:
+            live = self._live[entry_id]
+            assert live.root is not None
             self.done += 1
-            if path is not None:
-                receiving.entry = replace(receiving.entry, path=path)
-            self._end(receiving, "done", root=receiving.root, durable=durable)
-            flags = m.ReceiptFlags.DURABLE if durable else 0
-            return [Say(m.Receipt((m.ReceiptItem(entry_id, flags, receiving.root),)))]
+            if path is not None and path != live.entry.path:
+                live.entry = replace(live.entry, path=path)
+            receipts.append(m.ReceiptItem(entry_id, flags, live.root))
+            after += self._end(live, "done", root=live.root, durable=durable)
+        said = [
+            Say(m.Receipt(tuple(receipts[at : at + m.MAX_ANSWERS]))) for at in range(0, len(receipts), m.MAX_ANSWERS)
+        ]
+        return [*said, *after]
 
     def fail(self, entry_id: int, code: int, message: str) -> list[Action]:
         """The entry cannot be taken any further; its partial is kept."""
         with self._lock:
-            receiving = self._live.get(entry_id)
+            receiving = self._get(entry_id)
             return self._refuse(receiving, code, message) if receiving else []
 
     def get(self, entry_id: int) -> Receiving | None:
         """A live entry; None when it has ended."""
         with self._lock:
-            return self._live.get(entry_id)
+            return self._get(entry_id)
+
+    def outstanding(self) -> int:
+        """Entries that have not ended."""
+        return len(self._live)
 
     def ended(self) -> list[Outcome]:
         """How entries ended since the last call; those that are offered anew have not."""
+        if not self._ended:  # as it is for nearly every frame
+            return []
         with self._lock:
             ended, self._ended = self._ended, []
             return ended
@@ -500,16 +673,23 @@ class Ledger:
         entry_id = receiving.entry.id
         receiving.state = next_state(entry_id, receiving.state, Type.REFUSE)
         if code == m.WITHDRAWN:
-            self.entries_offered -= 1
             self.bytes_offered -= receiving.grid.size
             del self._live[entry_id]
+            after = self._outside(receiving.folder, 1)
         else:
             self.failed += 1
-            self._end(receiving, "failed", code=code, message=message)
-        return [Say(m.Refuse((m.RefuseItem(entry_id, code, message),))), Release(entry_id)]
+            after = self._end(receiving, "failed", code=code, message=message)
+        return [Say(m.Refuse((m.RefuseItem(entry_id, code, message),))), Release(entry_id), *after]
 
-    def _end(self, receiving: Receiving, state: str, *, code: int = 0, message: str = "",
-             root: bytes = b"", durable: bool = False) -> None:  # fmt: skip
+    def _end(self, receiving: Receiving | Small, state: str, *, code: int = 0, message: str = "",
+             root: bytes = b"", durable: bool = False) -> list[Action]:  # fmt: skip
         del self._live[receiving.entry.id]
-        reused = receiving.grid.bytes_in(receiving.held)
-        self._ended.append(Outcome(receiving.entry, state, code, message, root, durable, receiving.received, reused))
+        if state != "failed" and receiving.entry.kind is not Kind.FOLDER:
+            self.files += 1
+            self.files_skipped += state == "skipped"
+        if isinstance(receiving, Small):
+            sent, reused = receiving.entry.size, 0
+        else:
+            sent, reused = receiving.received, receiving.grid.bytes_in(receiving.held)
+        self._ended.append(Outcome(receiving.entry, state, code, message, root, durable, sent, reused))
+        return self._outside(receiving.folder, 1)

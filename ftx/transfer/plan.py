@@ -5,8 +5,8 @@ takes the next job from the one plan and carries it out outside the lock.
 
 Rules kept here:
 
-* G3: chunks that the receiver misses come before everything else; digests it asked for come next; what it
-  holds already is read (for the root digest) only when there is nothing to send.
+* G3: chunks that the receiver misses come before everything else that takes time; digests it asked for come next;
+  what it holds already is read (for the root digest) only when there is nothing to send.
 * G10: a chunk that reads differently the second time means that the source changed.
 * FINISH is given only when every chunk has been read by this process.
 """
@@ -22,23 +22,36 @@ from typing import assert_never
 
 from ftx.errors import ProtocolError, SourceChanged
 from ftx.protocol import messages as m
-from ftx.protocol.manifest import ChunkDigests, DigestName, Entry, Grid, Pin
+from ftx.protocol.manifest import ChunkDigests, DigestName, Entry, Grid, Kind, Pin, root_of_one
 from ftx.protocol.messages import Type
 from ftx.protocol.ranges import RangeSet, Repeats
 from ftx.protocol.session import State, next_state
-from ftx.transfer.actions import KEPT, AnswerDigests, CheckSource, HashChunk, Job, Outcome, Say, SendChunk
+from ftx.transfer.actions import (
+    KEPT,
+    SMALL,
+    AnswerDigests,
+    CheckSource,
+    HashChunk,
+    Job,
+    Outcome,
+    Say,
+    SendChunk,
+    SendSmall,
+)
 
 #: Chunks hashed for one DIGESTS message: a step is bounded, so PING is never late behind it.
 DIGESTS_STEP = 16
+#: Small files that one job sends.
+SMALL_STEP = 32
 
 
 class _Need(Enum):
-    """What an entry needs next, the most urgent first (G3)."""
+    """What an entry needs next, the most urgent first (G3). The last look costs nothing, and lets go of a source."""
 
+    CHECK = "check"
     SEND = "send"
     ANSWER = "answer"
     HASH = "hash"
-    CHECK = "check"
 
 
 @dataclass(slots=True)
@@ -62,6 +75,7 @@ class _Sending:
     filed: _Need | None = None
     sent: int = 0
     held: int = 0
+    zeros: int = 0
     missing: int | None = None
 
     def need(self, *, paused: bool) -> _Need | None:
@@ -79,6 +93,41 @@ class _Sending:
         return _Need.CHECK if ready else None
 
 
+class _Small:
+    """What the plan knows of a small file while all goes as it mostly does: twin of ``ledger.Small``.
+
+    Attributes:
+        digest: of its chunk, once it was read; its FINISH has been said then.
+    """
+
+    __slots__ = ("digest", "entry", "state")
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        self.state = State.OFFERED
+        self.digest: bytes | None = None
+
+
+#: What is offered, the chunks of it that are holes, and the digests that are known of it.
+Offer = tuple[m.Offered, RangeSet | None, ChunkDigests | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What is under way: sums over the entries that have not ended, for those who watch.
+
+    Attributes:
+        all_offered: no more entries come, so the sums of a run are known.
+    """
+
+    all_offered: bool
+    files: int
+    size: int
+    sent: int
+    held: int
+    zeros: int
+
+
 class Plan:
     """The sender's half of one session.
 
@@ -90,7 +139,8 @@ class Plan:
         self._lock = threading.Lock()
         self._digest = digest
         self._say: deque[m.Message] = deque()
-        self._live: dict[int, _Sending] = {}
+        self._live: dict[int, _Sending | _Small] = {}
+        self._small: deque[int] = deque()  # small files that are wanted
         self._ready: dict[_Need, dict[int, _Sending]] = {need: {} for need in _Need}
         self._next_id = 1
         self._window = m.INITIAL_WINDOW
@@ -100,7 +150,6 @@ class Plan:
         self._said_bye = False
         self._bye: m.Bye | None = None
         self.done = self.skipped = self.failed = 0
-        self.bytes_sent = self.bytes_held = self.bytes_zeros = 0
 
     # --- what the shell puts in ---
 
@@ -108,30 +157,40 @@ class Plan:
         with self._lock:
             self._window = max(window, m.INITIAL_WINDOW)  # a receiver always takes so many
 
+    @property
+    def window(self) -> int:
+        """Entries that may be outstanding."""
+        return self._window
+
     def room(self) -> int:
         """How many more entries may be offered now."""
         with self._lock:
             return self._window - len(self._live)
 
-    def offer(self, folder: bytes, items: Sequence[tuple[m.Offered, RangeSet, ChunkDigests]]) -> list[int]:
+    def offer(self, folder: bytes, items: Sequence[Offer]) -> list[int]:
         """Offer entries of one folder, ``room()`` at most; their ids.
 
         Each comes with the chunks that lie wholly in holes of the source, and with the digests this process
-        knows already (a source that was read in an earlier session of this run is not read again).
+        knows already (a source that was read in an earlier session of this run is not read again). A small file
+        needs neither.
         """
         with self._lock:
             first = self._next_id
             self._next_id += len(items)
             for entry_id, (offered, holes, digests) in enumerate(items, first):
+                if offered.kind is Kind.FILE and offered.size <= SMALL:
+                    self._live[entry_id] = _Small(offered.entry(entry_id, folder))
+                    continue
+                entry = offered.entry(entry_id, folder)
+                grid = Grid.of(offered.size if offered.kind is Kind.FILE else 0)
+                digests = ChunkDigests(grid, self._digest) if digests is None else digests
+                holes = RangeSet() if holes is None else holes
                 digests.set_ranges_zero(holes)
-                sending = _Sending(offered.entry(entry_id, folder), Grid.of(offered.size), digests, holes)
+                sending = _Sending(entry, grid, digests, holes)
                 sending.unread = digests.known.complement(sending.grid.count)
                 self._live[entry_id] = sending
             self._say.append(m.Folder(folder, first, tuple(offered for offered, _, _ in items)))
             return list(range(first, self._next_id))
-
-    def folder_end(self, message: m.FolderEnd) -> None:
-        self.say(message)
 
     def say(self, message: m.Message) -> None:
         """Send this on the control lane, behind what waits there: the other lanes carry DATA and nothing else."""
@@ -143,10 +202,30 @@ class Plan:
         with self._lock:
             self._scanned = True
 
+    def owe(self) -> None:
+        """Something will be offered anew: the session waits for it."""
+        with self._lock:
+            self._owed += 1
+
     def offered_again(self) -> None:
         """A withdrawn entry was offered anew, or could not be: the session does not wait for it any more."""
         with self._lock:
             self._owed -= 1
+
+    def small_begun(self, entry_ids: Sequence[int]) -> list[int]:
+        """Those of a SendSmall's files that are still to be read: the receiver may have ended others meanwhile."""
+        with self._lock:
+            return [entry_id for entry_id in entry_ids if isinstance(self._live.get(entry_id), _Small)]
+
+    def small_read(self, entry_id: int, digest: bytes) -> bool:
+        """A small file was read, found unchanged, and is on its way with its FINISH. False if it is not to be sent."""
+        with self._lock:
+            live = self._live.get(entry_id)
+            if not isinstance(live, _Small):
+                return False
+            live.digest = digest
+            live.state = State.FINISHED
+            return True
 
     def chunk_read(self, entry_id: int, index: int, digest: bytes) -> None:
         """A chunk was read from the source.
@@ -155,7 +234,7 @@ class Plan:
             SourceChanged: it had another digest before (G10).
         """
         with self._lock:
-            sending = self._live.get(entry_id)
+            sending = self._get(entry_id)
             if sending is None:
                 return
             before = sending.digests.get(index)
@@ -168,22 +247,21 @@ class Plan:
     def chunk_sent(self, entry_id: int, index: int, *, zeros: bool = False) -> None:
         """A SendChunk job is over: the chunk is on its way (as ZEROS, it cost no payload)."""
         with self._lock:
-            sending = self._live.get(entry_id)
+            sending = self._get(entry_id)
             if sending is None:
                 return
             sending.working -= 1
             length = sending.grid.length(index)
             if zeros:
-                self.bytes_zeros += length
+                sending.zeros += length
             else:
                 sending.sent += length
-                self.bytes_sent += length
             self._file(sending)
 
     def job_over(self, entry_id: int) -> None:
         """A HashChunk or AnswerDigests job is over."""
         with self._lock:
-            if sending := self._live.get(entry_id):
+            if sending := self._get(entry_id):
                 sending.working -= 1
                 self._file(sending)
 
@@ -194,7 +272,7 @@ class Plan:
             False if the entry must be given up as changed: the caller cancels it and offers it anew.
         """
         with self._lock:
-            sending = self._live.get(entry_id)
+            sending = self._get(entry_id)
             if sending is None or sending.state is State.CANCELLED:
                 return True
             sending.checking = False
@@ -217,7 +295,7 @@ class Plan:
     def cancel(self, entry_id: int, code: int, message: str) -> None:
         """Give up an entry because of its source. The receiver's answer ends it; code ``WITHDRAWN`` is no failure."""
         with self._lock:
-            sending = self._live.get(entry_id)
+            sending = self._get(entry_id)
             if sending is None or sending.state is State.CANCELLED:
                 return
             sending.state = next_state(entry_id, sending.state, Type.CANCEL)
@@ -239,6 +317,8 @@ class Plan:
             match message:
                 case m.Want():
                     self._want(message)
+                case m.WantAll():
+                    self._want_all(message)
                 case m.AskDigests():
                     self._ask(message)
                 case m.Skip():
@@ -263,11 +343,45 @@ class Plan:
                     raise ProtocolError(f"{type(message).__name__} is not for a sender")
             return []
 
+    def _get(self, entry_id: int) -> _Sending | None:
+        """A live entry, with all that there is to know of it; None if it has ended."""
+        live = self._live.get(entry_id)
+        if isinstance(live, _Small):
+            live = self._live[entry_id] = self._grown(live)
+            self._file(live)
+        return live
+
+    def _grown(self, small: _Small) -> _Sending:
+        """The same, ready for whatever may happen."""
+        grid = Grid.of(small.entry.size)
+        sending = _Sending(small.entry, grid, ChunkDigests(grid, self._digest), RangeSet(), small.state)
+        sending.unread.add(0, grid.count)
+        if small.digest:
+            sending.digests.set(0, small.digest)
+            sending.unread = RangeSet()
+            sending.sent_once.add(0, 1)
+            sending.sent = grid.size
+        elif small.state is State.WANTED:
+            sending.wanted.add(0, grid.count)
+        return sending
+
+    def _want_all(self, message: m.WantAll) -> None:
+        for entry_id in message.entries:
+            live = self._live.get(entry_id)
+            if isinstance(live, _Small) and live.state is State.OFFERED:
+                live.state = State.WANTED
+                self._small.append(entry_id)
+                continue
+            sending = self._step(entry_id, Type.WANT)
+            if sending is not None and sending.state is not State.CANCELLED:
+                count = sending.grid.count
+                self._want_more(sending, [m.Range(0, count)] if count else [])
+
     def _step(self, entry_id: int, type_: Type) -> _Sending | None:
         """Move an entry's state on; None if it has ended (the message is late and dropped)."""
         if not 0 < entry_id < self._next_id:
             raise ProtocolError(f"{type_.name} for entry {entry_id}, which was never offered")
-        sending = self._live.get(entry_id)
+        sending = self._get(entry_id)
         if sending is not None:
             sending.state = next_state(entry_id, sending.state, type_)
         return sending
@@ -279,17 +393,19 @@ class Plan:
             return
         if first_answer:
             sending.held = min(message.held, sending.grid.size)
-            self.bytes_held += sending.held
-        for item in message.ranges:
+        self._want_more(sending, message.ranges)
+        if first_answer:
+            sending.missing = sending.grid.bytes_in(sending.wanted)
+
+    def _want_more(self, sending: _Sending, ranges: Sequence[m.Range]) -> None:
+        for item in ranges:
             stop = item.first + item.count
             if stop > sending.grid.count or item.count == 0:
                 raise ProtocolError(f"WANT for chunks {item.first} to {stop} of {sending.grid.count}")
             for again in sending.sent_once.overlap(item.first, stop):
                 if (index := sending.repairs.add(*again)) is not None:
-                    raise ProtocolError(f"chunk {index} of entry {message.entry} is wanted again and again")
+                    raise ProtocolError(f"chunk {index} of entry {sending.entry.id} is wanted again and again")
             sending.wanted.add(item.first, stop)
-        if first_answer:
-            sending.missing = sending.grid.bytes_in(sending.wanted)
         self._file(sending)
 
     def _ask(self, message: m.AskDigests) -> None:
@@ -305,6 +421,11 @@ class Plan:
         self._file(sending)
 
     def _skip(self, item: m.SkipItem) -> Outcome | None:
+        live = self._live.get(item.entry)
+        if isinstance(live, _Small) and live.state is State.OFFERED and item.reason is m.SkipReason.SAME:
+            self.skipped += 1
+            del self._live[item.entry]
+            return Outcome(live.entry, "skipped", reused=live.entry.size)
         sending = self._step(item.entry, Type.SKIP)
         if sending is None:
             return None
@@ -312,7 +433,6 @@ class Plan:
         if item.reason is m.SkipReason.KEPT:
             return self._end(sending, "skipped", message=KEPT)
         sending.held = sending.grid.size
-        self.bytes_held += sending.held
         return self._end(sending, "skipped")
 
     def _refuse(self, item: m.RefuseItem) -> Outcome | None:
@@ -327,13 +447,24 @@ class Plan:
         return self._end(sending, "withdrawn" if withdrawn else "failed", code=item.code, message=item.message)
 
     def _receipt(self, item: m.ReceiptItem) -> Outcome | None:
+        live = self._live.get(item.entry)
+        if live is not None and live.state is State.OFFERED and live.entry.kind is Kind.FILE:
+            raise ProtocolError(f"a receipt for entry {item.entry}, of which nothing was sent")
+        durable = bool(item.flags & m.ReceiptFlags.DURABLE)
+        if isinstance(live, _Small) and live.digest is not None:
+            size = live.entry.size
+            if item.root != root_of_one(self._digest, live.digest, size):
+                raise ProtocolError(f"a receipt for entry {item.entry} with another root digest")
+            self.done += 1
+            del self._live[item.entry]
+            return Outcome(live.entry, "done", root=item.root, durable=durable, sent=size)
         sending = self._step(item.entry, Type.RECEIPT)
         if sending is None:
             return None
         if item.root != sending.digests.root():
             raise ProtocolError(f"a receipt for entry {item.entry} with another root digest")
         self.done += 1
-        return self._end(sending, "done", root=item.root, durable=bool(item.flags & m.ReceiptFlags.DURABLE))
+        return self._end(sending, "done", root=item.root, durable=durable)
 
     def _end(self, sending: _Sending, state: str, *, code: int = 0, message: str = "",
              root: bytes = b"", durable: bool = False) -> Outcome:  # fmt: skip
@@ -343,7 +474,6 @@ class Plan:
         if state == "done":
             # Doubted chunks that turned out to be the same are known only now.
             reused = sending.grid.size - sending.grid.bytes_in(sending.sent_once)
-            self.bytes_held += reused - sending.held
             sending.held = reused
         return Outcome(sending.entry, state, code, message, root, durable, sending.sent, sending.held)
 
@@ -361,6 +491,8 @@ class Plan:
         with self._lock:
             if control and self._say:
                 return Say(self._say.popleft())
+            if bulk and self._small and self._paused is None:
+                return self._send_small()
             while bulk and (found := self._first_ready()):
                 sending, need = found
                 job = self._job(sending, need)
@@ -373,11 +505,15 @@ class Plan:
                 return Say(m.Bye(self.done, self.skipped, self.failed))
             return None
 
+    def _send_small(self) -> SendSmall:
+        return SendSmall(tuple(self._small.popleft() for _ in range(min(SMALL_STEP, len(self._small)))))
+
     def _pause(self, message: m.Pause | None) -> None:
         """Chunks rest or go on; answers and reading go on in any case."""
         self._paused = message
-        for sending in self._live.values():
-            self._file(sending)
+        for live in self._live.values():
+            if isinstance(live, _Sending):
+                self._file(live)
 
     def _first_ready(self) -> tuple[_Sending, _Need] | None:
         """An entry that needs something, the most urgent first."""
@@ -404,7 +540,7 @@ class Plan:
                 if zeros := sending.holes.overlap(start, stop)[: m.MAX_RANGES]:
                     sending.wanted.difference_update(zeros)
                     sending.sent_once.update(zeros)
-                    self.bytes_zeros += sending.grid.bytes_in(RangeSet(zeros))
+                    sending.zeros += sending.grid.bytes_in(RangeSet(zeros))
                     return Say(m.Zeros(entry_id, tuple(m.Range(a, b - a) for a, b in zeros)))
                 index, _ = sending.wanted.pop_first(1)
                 sending.sent_once.add(index, index + 1)  # now, because its receipt may overtake ``chunk_sent``
@@ -442,25 +578,34 @@ class Plan:
         with self._lock:
             return self._said_bye
 
+    def live(self) -> Live:
+        """What is under way."""
+        with self._lock:
+            live = [one for one in self._live.values() if isinstance(one, _Sending)]
+            small = [one for one in self._live.values() if isinstance(one, _Small)]
+            return Live(
+                all_offered=self._scanned,
+                files=sum(sending.entry.kind is not Kind.FOLDER for sending in live) + len(small),
+                size=sum(sending.grid.size for sending in live) + sum(one.entry.size for one in small),
+                sent=sum(sending.sent for sending in live) + sum(one.entry.size for one in small if one.digest),
+                held=sum(sending.held for sending in live),
+                zeros=sum(sending.zeros for sending in live),
+            )
+
     def moved(self, entry_id: int) -> tuple[int, int]:
         """Payload bytes sent for a live entry in this session, and bytes that the receiver held of it."""
         with self._lock:
-            sending = self._live.get(entry_id)
+            sending = self._get(entry_id)
             return (sending.sent, sending.held) if sending else (0, 0)
 
     def missing(self, entry_id: int) -> int | None:
         """Bytes of a live entry that the receiver neither held nor doubted when it answered; None before that."""
         with self._lock:
-            sending = self._live.get(entry_id)
+            sending = self._get(entry_id)
             return sending.missing if sending else None
 
     @property
     def pause_reason(self) -> str | None:
+        """Why chunks rest; None while they do not."""
         with self._lock:
             return self._paused.message if self._paused else None
-
-    def entry(self, entry_id: int) -> Entry | None:
-        """A live entry; None when it has ended."""
-        with self._lock:
-            sending = self._live.get(entry_id)
-            return sending.entry if sending else None

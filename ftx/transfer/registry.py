@@ -32,7 +32,7 @@ from ftx.net.listen import Listener
 from ftx.options import ReceiveOptions
 from ftx.protocol import messages as m
 from ftx.protocol.messages import Role
-from ftx.storage import paths
+from ftx.storage import disk, paths, unfinished
 from ftx.storage.partial import PartialStore
 from ftx.transfer import events
 from ftx.transfer.crew import Stop
@@ -44,6 +44,10 @@ log = logging.getLogger("ftx.registry")
 TICK_S = 0.1
 PROGRESS_S = 0.25
 LEAVE_S = 5.0
+#: How often what is unfinished is looked through for what is too old.
+EXPIRE_EVERY_S = 3600.0
+#: Lanes that one session gets, at most.
+MAX_LANES = 64
 #: Connections that have not been let in yet; at more, an old one goes (G8, G9).
 MAX_STRANGERS = 512
 #: Processes that a newer run took over from, as many as are remembered.
@@ -56,7 +60,7 @@ STOPPED = "the receiver was stopped"
 class _Totals:
     """Sums over sessions: entries, and bytes."""
 
-    done: int = 0
+    files: int = 0
     failed: int = 0
     skipped: int = 0
     offered: int = 0
@@ -65,9 +69,9 @@ class _Totals:
     zeros: int = 0
 
     def add(self, ledger: Ledger) -> None:
-        self.done += ledger.done
+        self.files += ledger.files
         self.failed += ledger.failed
-        self.skipped += ledger.skipped
+        self.skipped += ledger.files_skipped
         self.offered += ledger.bytes_offered
         self.received += ledger.bytes_received
         self.reused += ledger.bytes_held
@@ -105,6 +109,7 @@ class Receiver:
         self._sessions: dict[tuple[bytes, bytes], _Session] = {}
         self._superseded: OrderedDict[tuple[bytes, bytes], None] = OrderedDict()  # (peer, process)
         self._stopping = False
+        self._leaving = threading.Event()
         self._interrupted = False  # sessions were under way when it was stopped
         self._first: tuple[bytes, bytes] | None = None
         self._over: tuple[int, str] | None = None  # the first job's end, with --once
@@ -130,7 +135,7 @@ class Receiver:
         finished = events.Finished(
             code,
             message,
-            files=every.done + every.skipped,
+            files=every.files,
             failed=every.failed,
             skipped=every.skipped,
             bytes_total=every.offered,
@@ -144,15 +149,20 @@ class Receiver:
     def _serve(self, stop: Stop) -> tuple[int, str]:
         options = self._options
         self._keys = peers.keys(options.config_dir, options.secret_file, listener=True)
+        with disk.destination_errors(os.fsencode(options.dir)):
+            where = os.fspath(options.dir.absolute())
         root = paths.Root(options.dir)
         self._store = PartialStore(root, options.reserve)
         listener = Listener(options.bind, options.port)
         accept = threading.Thread(
             target=listener.accept, args=(self._connected, lambda: self._stopping), name="ftx-accept", daemon=True
         )
+        unfinished.clear_abandoned(root)
+        expire = threading.Thread(target=self._expire, args=(paths.Root(options.dir),), name="ftx-expire", daemon=True)
         try:
             accept.start()
-            self._emit(events.Listening(listener.addresses, os.fspath(options.dir.absolute()), os.getpid()))
+            expire.start()
+            self._emit(events.Listening(listener.addresses, where, os.getpid()))
             reported = 0.0
             while True:
                 stop.wait(TICK_S)
@@ -165,10 +175,21 @@ class Receiver:
                     return over
         finally:
             self._stopping = True
+            self._leaving.set()
             self._leave()
             accept.join(1)
+            expire.join(1)
             listener.close()
             root.close()
+
+    def _expire(self, root: paths.Root) -> None:
+        """At the start and now and then: a receiver may never be started again."""
+        while True:
+            for path in unfinished.expire(root, self._options.expire_s):
+                self._events.put(events.Warn("unfinished, not touched for long, and removed now", path))
+            if self._leaving.wait(EXPIRE_EVERY_S):
+                break
+        root.close()
 
     def _leave(self) -> None:
         """End every session with a word to its sender, within ``LEAVE_S``."""
@@ -229,7 +250,8 @@ class Receiver:
 
     def _session(self, lane: Lane, address: str, greeting: handshake.Greeting, request: m.Open | m.Attach) -> None:
         if isinstance(request, m.Attach):
-            raise Refused("this receiver grants one lane, and the session has it")
+            self._attach(lane, greeting.peer, request)
+            return
         if request.role is not Role.SENDER:
             raise Unsupported("this receiver does not send files")
         if request.lanes < 1:
@@ -239,23 +261,25 @@ class Receiver:
             self._strangers.pop(lane, None)
         lane.deadline_s = None
         options = self._options
+        lanes = min(request.lanes, MAX_LANES)
         work = ReceiveSession(
             lane,
             request,
             greeting.peer,
             self._store,
-            options.exists,
+            options.policy,
             options.fsync,
             options.timeout_s,
+            lanes,
             self._events.put,
         )
         job = greeting.peer, request.job
         session = _Session(request.session.hex(), address, work, job, request.process, request.retry_for_s)
         self._take_over(lane, session)
         try:
-            lane.send(m.Opened(1, WINDOW))
+            lane.send(m.Opened(lanes, WINDOW))
             lane.order.opened(Role.RECEIVER)
-            self._events.put(events.SessionUp(session.id, address, False, 1))
+            self._events.put(events.SessionUp(session.id, address, False, lanes))
             self._run(session)
         finally:
             with self._lock:  # in one step: it counts as under way or as over, never as both
@@ -263,6 +287,16 @@ class Receiver:
                 self._all.add(work.ledger)
                 self._recent.add(work.ledger)
             session.over.set()
+
+    def _attach(self, lane: Lane, peer: bytes, request: m.Attach) -> None:
+        """A further lane of a session that stands, of the same peer."""
+        with self._lock:
+            wanted = (job for job in self._sessions if job[0] == peer)
+            session = next((one for job in wanted if (one := self._sessions[job]).id == request.session.hex()), None)
+            if session is None:
+                raise Refused("there is no such session")
+            self._strangers.pop(lane, None)
+        session.work.attach(lane, request.lane)
 
     def _take_over(self, lane: Lane, session: _Session) -> None:
         """End an older session of the same peer and job, and wait until it has let go of its partials.
@@ -299,7 +333,7 @@ class Receiver:
             error = failure
         ledger = session.work.ledger
         if error is None and ledger.failed:
-            only = ledger.done + ledger.skipped == 0 and ledger.failed == 1
+            only = ledger.files == 0 and ledger.failed == 1
             error = session.work.failure if only else SomeFailed(f"{ledger.failed} could not be received")
         code, message = (error.exit_code, str(error)) if error else (0, "")
         self._events.put(
@@ -310,7 +344,7 @@ class Receiver:
                 message=message,
                 bytes_received=ledger.bytes_received,
                 bytes_reused=ledger.bytes_held,
-                files=ledger.done + ledger.skipped,
+                files=ledger.files,
                 seconds=time.monotonic() - session.started_s,
             )
         )
@@ -346,7 +380,7 @@ class Receiver:
                 bytes_sent=now.received,
                 bytes_reused=now.reused,
                 files_total=None,
-                files_done=now.done + now.skipped,
+                files_done=now.files,
             )
         )
 

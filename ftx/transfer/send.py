@@ -1,7 +1,8 @@
 """The sender's half of a session: carries out what ``plan`` decides. Never dials.
 
-Threads: ``scan`` offers, ``write`` takes jobs from the plan (it reads, hashes and sends), ``read`` puts
-answers and receipts into the plan and touches no file. The caller's thread waits and reports.
+Threads: ``scan`` offers what the feed gives, ``write`` takes jobs from the plan (it reads, hashes and sends), one
+for each lane, ``read`` puts answers and receipts into the plan and touches no file. The caller's thread waits and
+reports.
 """
 
 from __future__ import annotations
@@ -9,58 +10,77 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import assert_never
 
-from ftx.errors import FtxError, Interrupted, PeerSilent, SourceChanged, SourceError, from_wire
+from ftx.errors import FtxError, Interrupted, LinkLost, PeerSilent, SourceChanged, SourceError, from_wire
 from ftx.net.lane import Lane
 from ftx.protocol import messages as m
-from ftx.protocol.manifest import DigestName, Pin, zero_digest, zeros
+from ftx.protocol.manifest import DigestName, Kind, Pin, root_of_one, zero_digest, zeros
 from ftx.storage import disk
+from ftx.storage.scan import FolderRead, Odd
 from ftx.storage.source import Source
-from ftx.transfer.actions import AnswerDigests, CheckSource, HashChunk, Job, Outcome, Say, SendChunk
+from ftx.transfer.actions import SMALL, AnswerDigests, CheckSource, HashChunk, Job, Outcome, Say, SendChunk, SendSmall
 from ftx.transfer.crew import Crew, Stop
-from ftx.transfer.plan import Plan
+from ftx.transfer.feed import Feed, Item
+from ftx.transfer.plan import Offer, Plan
 
 TICK_S = 0.1
 LEAVE_S = 1.0
 LAST_WORD_S = 0.3
+#: Entries are offered so many at a time, if there are as many: a batch of one for every receipt would cost more.
+BATCH_LEAST = 32
+BATCH_SHARE = 4  #: or this part of the window, if that is more
+#: Ended entries that wait to be reported; at more, answers are not read until somebody looks (G8).
+MAX_UNTOLD = 4096
+
+#: Joins a further lane of the session, and calls what it was given now and then, which may raise to end that.
+Join = Callable[[int, Callable[[], None]], Lane]
 
 
 class SendSession:
     """One session of a sender.
 
     Args:
-        lane: opened, the only one.
+        lane: opened, the first.
+        lanes: how many the receiver grants.
+        join: makes the others.
         plan: fresh.
-        sources: what to send; each is tried ``MAX_OFFERS`` times if it keeps changing.
-        on_outcome: called by the caller's thread for each source that ended.
+        feed: what to send; each source is tried ``MAX_OFFERS`` times if it keeps changing.
+        on_outcome: called by the caller's thread for each source that ended, and for what is not sent at all.
         timeout_s: how long the peer may be silent.
     """
 
     def __init__(
         self,
         lane: Lane,
+        lanes: int,
+        join: Join,
         plan: Plan,
-        sources: Sequence[Source],
-        on_outcome: Callable[[Source, Outcome | FtxError], None],
+        feed: Feed,
+        on_outcome: Callable[[Item | Odd, Outcome | None], None],
         timeout_s: float,
     ) -> None:
         self._lane = lane
+        self._lanes = [lane]
+        self._granted = lanes
+        self._join = join
         self.plan = plan
+        self._batch_least = max(BATCH_LEAST, plan.window // BATCH_SHARE)
+        self._feed = feed
         self._on_outcome = on_outcome
         self._timeout_s = timeout_s
-        self._to_offer: queue.SimpleQueue[Source | None] = queue.SimpleQueue()
-        for source in sources:
-            self._to_offer.put(source)
-        self._first = len(sources)
-        self._sources: dict[int, Source] = {}
-        self._offers: dict[Source, int] = {}
-        self._outcomes: queue.SimpleQueue[tuple[Source, Outcome | FtxError]] = queue.SimpleQueue()
+        self._items: dict[int, Item] = {}
+        self._withdrawn: deque[Item] = deque()
+        self._late: set[bytes] = set()  # folders into which something comes again, because it changed
+        self._folders: dict[bytes, Item] = {}  # their own entries, once they were answered
+        self._in_hand: Sequence[Item] = ()  # taken from the feed, and not offered yet
+        self._outcomes: queue.Queue[tuple[Item | Odd, Outcome | None]] = queue.Queue(MAX_UNTOLD)
         self._wake = threading.Condition()
         self._last_word: m.Error | None = None
-        self._quiet = threading.Event()  # the writer has said its last
-        self._buffer = memoryview(bytearray(0))
+        self._quiet = threading.Event()  # lane 1's writer has said its last
+        self._crew = Crew("ftx-send", LEAVE_S, self._unblock)
 
     def run(self, stop: Stop, on_tick: Callable[[], None]) -> None:
         """Send everything; returns after both have said BYE.
@@ -69,10 +89,12 @@ class SendSession:
             FtxError: the cause of the session's end.
         """
         try:
-            with Crew("ftx-send", LEAVE_S, self._unblock) as crew:
-                crew.start("read", lambda: self._read(crew))
-                crew.start("write", lambda: self._write(crew))
-                crew.start("scan", lambda: self._scan(crew))
+            with self._crew as crew:
+                crew.start("read", self._read)
+                crew.start("write", lambda: self._write(self._lane))
+                for number in range(2, self._granted + 1):
+                    crew.start(f"write-{number}", lambda number=number: self._write_bulk(number))  # type: ignore[misc]
+                crew.start("scan", self._scan)
                 try:
                     while not crew.wait(TICK_S):
                         stop.check()
@@ -82,20 +104,34 @@ class SendSession:
                 except FtxError as error:
                     self._leave(error)
                     raise
-                finally:
-                    self._to_offer.put(None)
         finally:
             self._report()  # only now: a receipt may have come while the others left
             on_tick()
+            self._keep_unfinished()
+            for lane in self._lanes[1:]:
+                lane.close()
 
-    def unfinished(self) -> Iterator[tuple[Source, int, int, int | None]]:
-        """After a session that broke: each source that was under way, bytes sent of it, bytes held and missing."""
-        for entry_id, source in self._sources.items():
-            yield source, *self.plan.moved(entry_id), self.plan.missing(entry_id)
+    def _keep_unfinished(self) -> None:
+        """What was under way is offered again in the next session."""
+        for entry_id, item in self._items.items():
+            sent, held = self.plan.moved(entry_id)
+            item.sent += sent
+            item.reused = held if item.reused is None else item.reused
+            if (missing := self.plan.missing(entry_id)) is not None:
+                item.missing = missing if item.missing is None else min(item.missing, missing)
+        unfinished = [*self._withdrawn, *self._items.values(), *self._in_hand, *self._folders.values()]
+        for item in unfinished:
+            item.stale, item.offers = True, 0
+            item.source.rest()
+        self._feed.put_back(unfinished)
 
     def _check_alive(self) -> None:
         if self._lane.silent_s > self._timeout_s:
             raise PeerSilent(f"the receiver has been silent for {self._timeout_s:g} s")
+
+    def _check_going_on(self) -> None:
+        if self._crew.stopped:
+            raise LinkLost("the session is over")
 
     def _report(self) -> None:
         while True:
@@ -104,10 +140,19 @@ class SendSession:
             except queue.Empty:
                 return
 
+    def _tell(self, item: Item | Odd, outcome: Outcome | None = None) -> None:
+        """Have it reported by the caller's thread; wait for that thread if it has fallen far behind."""
+        while True:
+            try:
+                return self._outcomes.put((item, outcome), timeout=None if self._crew.stopped else TICK_S)
+            except queue.Full:
+                self._check_going_on()
+
     def _unblock(self) -> None:
         """Wake every thread of a session that is over."""
-        self._lane.shutdown()
         with self._wake:
+            for lane in self._lanes:
+                lane.shutdown()
             self._wake.notify_all()
 
     def _leave(self, error: FtxError) -> None:
@@ -123,155 +168,293 @@ class SendSession:
 
     # --- scan ---
 
-    def _scan(self, crew: Crew) -> None:
-        first = self._first
-        if not first:
-            self._done_scanning()
-        while (source := self._to_offer.get()) is not None and not crew.stopped:
-            self._offer(source, crew)
-            if first:
-                first -= 1
-                if not first:
-                    self._done_scanning()
+    def _scan(self) -> None:
+        """Offer what there is, folder by folder, as the window allows; and anew what has changed meanwhile."""
+        at_end = False
+        while (room := self._wait_for_room(at_end=at_end)) > 0:
+            if self._withdrawn:
+                item = self._withdrawn[0]
+                self._offer([item])
+                with self._wake:
+                    self._withdrawn.popleft()
+                    self.plan.offered_again()
+                    self._wake.notify_all()
+                continue
+            match self._feed.take(room):
+                case None:
+                    at_end = True
+                    with self._wake:
+                        self.plan.scan_done()
+                        self._wake.notify_all()
+                case FolderRead(path, whole):
+                    self._say(m.FolderEnd(path, m.FolderFlags.WHOLE if whole else 0))
+                case Odd() as odd:
+                    self._tell(odd)
+                case list() as items:
+                    self._in_hand = items
+                    self._offer(items)
+                    self._in_hand = ()
 
-    def _done_scanning(self) -> None:
+    def _wait_for_room(self, *, at_end: bool) -> int:
+        """How many entries may be offered now, once that is worth while; 0 when the session is over."""
         with self._wake:
-            self.plan.folder_end(m.FolderEnd(b"", 0, 0, 0))
-            self.plan.scan_done()
+            while not self._crew.stopped:
+                room = self.plan.room()
+                if self._withdrawn and room:
+                    return room
+                if not at_end and room >= self._batch_least:
+                    return room
+                self._wake.wait(TICK_S)
+        return 0
+
+    def _offer(self, items: Sequence[Item]) -> None:
+        ready: list[Item] = []
+        offers: list[Offer] = []
+        for item in items:
+            source = item.source
+            try:
+                if item.stale:
+                    source.pin()
+                    item.stale = False
+                offered = source.offered
+                if offered.size <= SMALL:
+                    offers.append((offered, None, None))
+                else:
+                    offers.append((offered, source.holes(), source.digests))
+            except SourceError as error:
+                entry = source.offered.entry(0, source.folder)
+                self._tell(item, Outcome(entry, "failed", error.wire, str(error)))
+            else:
+                ready.append(item)
+        if not ready:
+            return
+        with self._wake:
+            ids = self.plan.offer(items[0].source.folder, offers)
+            for entry_id, item in zip(ids, ready, strict=True):
+                item.offers += 1
+                self._items[entry_id] = item
+            self._in_hand = ()
             self._wake.notify_all()
 
-    def _offer(self, source: Source, crew: Crew) -> None:
-        again = self._offers.get(source, 0)
-        self._offers[source] = again + 1
-        try:
-            if again:
-                source.pin()
-            holes = source.holes()
-        except SourceError as error:
-            self._outcomes.put((source, error))
-        except OSError as error:
-            self._outcomes.put((source, SourceError(f"{disk.show(source.path)}: {error.strerror}")))
-        else:
-            with self._wake:
-                while self.plan.room() < 1 and not crew.stopped:
-                    self._wake.wait(TICK_S)
-                (entry_id,) = self.plan.offer(b"", [(source.offered, holes, source.digests)])
-                self._sources[entry_id] = source
+    def _say(self, message: m.Message) -> None:
+        """Have lane 1 send it."""
         with self._wake:
-            if again:
-                self.plan.offered_again()
+            self.plan.say(message)
             self._wake.notify_all()
 
     # --- read ---
 
-    def _read(self, crew: Crew) -> None:
+    def _read(self) -> None:
         """Put what the receiver says into the plan."""
         while not self.plan.finished:
             message, _ = self._lane.receive()
             if isinstance(message, m.Error):
                 raise from_wire(message.code, message.message)
-            ended = self.plan.receive(message)
+            ended = []
             with self._wake:
-                for outcome in ended:
-                    source = self._sources.pop(outcome.entry.id)
+                for outcome in self.plan.receive(message):
+                    item = self._items.pop(outcome.entry.id)
                     if outcome.state == "withdrawn":
-                        self._to_offer.put(source)
-                    else:
-                        self._outcomes.put((source, outcome))
+                        item.sent += outcome.sent
+                        self._late.add(item.source.folder)
+                        self._withdrawn.append(item)
+                    elif not self._comes_again(item):
+                        ended.append((item, outcome))
                 self._wake.notify_all()
-        crew.end()
+            for item, outcome in ended:
+                item.source.rest()
+                self._tell(item, outcome)
+        self._crew.end()
+
+    def _comes_again(self, item: Item) -> bool:
+        """A folder's entry that was answered before what came late into it: its time is not right any more.
+
+        So it is offered anew when that has ended. The answer to the folder comes first, as the offers did.
+        """
+        source = item.source
+        if source.offered.kind is Kind.FOLDER and source.target_path in self._late:
+            self._folders[source.target_path] = item
+            return True
+        if item.offers > 1 and source.offered.kind is not Kind.FOLDER:
+            rest = (*self._items.values(), *self._withdrawn)
+            if not any(other.offers > 1 and other.source.folder == source.folder for other in rest):
+                self._late.discard(source.folder)
+                if (folder := self._folders.pop(source.folder, None)) is not None:
+                    self.plan.owe()
+                    self._withdrawn.append(folder)
+        return False
 
     # --- write ---
 
-    def _write(self, crew: Crew) -> None:
-        """Take jobs from the plan until there are no more."""
+    def _write(self, lane: Lane) -> None:
+        """Lane 1: control frames, and chunks as long as no other lane takes them."""
         try:
-            while not self.plan.finished:
-                with self._wake:
-                    if crew.stopped or self._last_word is not None:
-                        break
-                    job = self.plan.next(control=True, bulk=True)
-                    if job is None:
-                        self._wake.wait(m.PING_S)
-                        if time.monotonic() - self._lane.last_sent_s < m.PING_S:
-                            continue
-                        job = Say(m.Ping())
-                self._do(job)
+            self._work(lane)
             if self._last_word is not None:
-                self._lane.send(self._last_word)
+                lane.send(self._last_word)
         finally:
             self._quiet.set()
 
-    def _do(self, job: Job) -> None:
-        match job:
-            case Say():
-                if not (isinstance(job.message, m.Ping) and self.plan.said_bye):
-                    self._lane.send(job.message)
-                return
-            case SendChunk() | HashChunk() | AnswerDigests() | CheckSource():
+    def _write_bulk(self, number: int) -> None:
+        lane = self._join(number, self._check_going_on)
+        with self._wake:
+            self._lanes.append(lane)
+            if self._crew.stopped:
+                lane.shutdown()
+        self._work(lane)
+
+    def _work(self, lane: Lane) -> None:
+        """Take jobs from the plan until there are no more; what is small goes out together."""
+        writer = _Writer(lane, self, control=lane is self._lane)
+        while not self.plan.finished and not self._crew.stopped and self._last_word is None:
+            job = self._next(writer)
+            if job is None:
+                lane.flush()
                 with self._wake:
-                    source = self._sources.get(job.entry)
-                if source is None:
-                    return  # the receiver ended the entry meanwhile
-                try:
-                    self._do_with(source, job)
-                except SourceError as error:
-                    self._source_failed(source, job.entry, error)
-            case _:
-                assert_never(job)
-        self._keep_alive()
+                    job = self._next(writer)  # under the lock, so that no call to wake is lost
+                    if job is None:
+                        self._wake.wait(m.PING_S)
+            if job is not None:
+                writer.do(job)
+            elif time.monotonic() - lane.last_sent_s >= m.PING_S and not self.plan.said_bye:
+                lane.send(m.Ping())
+
+    def _next(self, writer: _Writer) -> Job | None:
+        return self.plan.next(control=writer.control, bulk=not writer.control or len(self._lanes) == 1)
+
+    def item(self, entry_id: int) -> Item | None:
+        """The source of a live entry; None if the receiver ended it meanwhile."""
+        with self._wake:
+            return self._items.get(entry_id)
+
+    def said(self) -> None:
+        """There may be something for another lane's writer to do."""
+        with self._wake:
+            self._wake.notify_all()
+
+    def changed(self, item: Item, entry_id: int, error: SourceError) -> None:
+        """A source failed while it was read."""
+        again = isinstance(error, SourceChanged) and item.offers < m.MAX_OFFERS
+        item.stale = True
+        self.plan.cancel(entry_id, m.WITHDRAWN if again else error.wire, str(error))
+        self.said()
+
+
+class _Writer:
+    """Carries out the jobs of one lane.
+
+    Attributes:
+        control: it is lane 1.
+    """
+
+    def __init__(self, lane: Lane, session: SendSession, *, control: bool) -> None:
+        self.control = control
+        self._lane = lane
+        self._session = session
+        self._plan = session.plan
+        self._buffer = memoryview(bytearray(0))
+
+    def do(self, job: Job) -> None:
+        if isinstance(job, Say):
+            self._lane.queue(job.message)
+            return
+        if isinstance(job, SendSmall):
+            self._send_small(job)
+            return
+        item = self._session.item(job.entry)
+        if item is None:
+            return
+        try:
+            self._do_with(item.source, job)
+        except SourceError as error:
+            self._session.changed(item, job.entry, error)
+        if self._session.item(job.entry) is None:
+            item.source.rest()  # it has ended meanwhile, and nobody else will let go of it
+
+    def _say(self, message: m.Message) -> None:
+        """Control frames go on lane 1, whichever lane's work they come from."""
+        if self.control:
+            self._lane.queue(message)
+        else:
+            self._plan.say(message)
+            self._session.said()
 
     def _keep_alive(self) -> None:
         """Reading alone may take long."""
-        if time.monotonic() - self._lane.last_sent_s > m.PING_S:
+        if time.monotonic() - self._lane.last_sent_s >= m.PING_S:
             self._lane.send(m.Ping())
 
     def _do_with(self, source: Source, job: SendChunk | HashChunk | AnswerDigests | CheckSource) -> None:
-        plan = self.plan
+        plan = self._plan
         if len(self._buffer) < source.grid.chunk:
             self._buffer = memoryview(bytearray(source.grid.chunk))
         match job:
             case SendChunk():
-                payload, digest = self._read_chunk(source, job.entry, job.index)
-                length = len(payload)
-                # Equal digests only make it likely: what is not sent must be known to be zeros (G4).
-                is_zero = digest == zero_digest(source.digests.name, length) and payload == zeros(length)
-                # Counted before it is sent: its receipt may be here before the call that sends it returns.
-                plan.chunk_sent(job.entry, job.index, zeros=is_zero)
-                if is_zero:
-                    self._lane.send(m.Zeros(job.entry, (m.Range(job.index, 1),)))
-                else:
-                    transit = digest
-                    if source.digests.name is not DigestName.XXH3_128:
-                        transit = DigestName.XXH3_128.function(payload)
-                    self._lane.send_data(m.Data(job.entry, job.index, transit, length), payload)
+                self._send_chunk(source, job)
             case HashChunk():
+                self._lane.flush()
                 self._read_chunk(source, job.entry, job.index)
                 plan.job_over(job.entry)
+                self._keep_alive()
             case AnswerDigests():
+                self._lane.flush()
                 answer = bytearray()
                 for index in range(job.first, job.stop):
                     payload, _ = self._read_chunk(source, job.entry, index)
                     answer += job.digest.function(payload)
                     self._keep_alive()
-                self._lane.send(m.Digests(job.entry, job.digest, job.first, bytes(answer)))
+                self._say(m.Digests(job.entry, job.digest, job.first, bytes(answer)))
                 plan.job_over(job.entry)
             case CheckSource():
-                if not plan.checked(job.entry, pin := source.check()):
+                pin = source.check()
+                source.rest()
+                if not plan.checked(job.entry, pin):
                     assert pin is Pin.CHANGED
                     raise SourceChanged(f"{disk.show(source.path)}: it changed while it was being sent")
+                if not self.control:
+                    self._session.said()  # FINISH waits for lane 1
             case _:
                 assert_never(job)
+
+    def _send_small(self, job: SendSmall) -> None:
+        if not self._buffer:
+            self._buffer = memoryview(bytearray(SMALL))
+        for entry_id in self._plan.small_begun(job.entries):
+            item = self._session.item(entry_id)
+            if item is None:
+                continue
+            try:
+                payload = item.source.read_small(self._buffer)
+            except SourceError as error:
+                self._session.changed(item, entry_id, error)
+                continue
+            name = item.source.digest_name
+            digest = name.function(payload) if payload else b""
+            # Noted before it is sent: its receipt may be here before the call that sends it returns.
+            if not self._plan.small_read(entry_id, digest):
+                continue
+            if not payload:
+                self._say(m.Finish(entry_id, root_of_one(name, b"", 0)))
+                continue
+            transit = digest if name is DigestName.XXH3_128 else DigestName.XXH3_128.function(payload)
+            self._lane.queue_data(m.Data(entry_id, 0, transit, len(payload), final=True), payload)
+
+    def _send_chunk(self, source: Source, job: SendChunk) -> None:
+        payload, digest = self._read_chunk(source, job.entry, job.index)
+        length, name = len(payload), source.digests.name
+        # Equal digests only make it likely: what is not sent must be known to be zeros (G4).
+        is_zero = not payload[0] and digest == zero_digest(name, length) and payload == zeros(length)
+        # Counted before it is sent: its receipt may be here before the call that sends it returns.
+        self._plan.chunk_sent(job.entry, job.index, zeros=is_zero)
+        if is_zero:
+            self._say(m.Zeros(job.entry, (m.Range(job.index, 1),)))
+            return
+        transit = digest if name is DigestName.XXH3_128 else DigestName.XXH3_128.function(payload)
+        self._lane.queue_data(m.Data(job.entry, job.index, transit, length), payload)
 
     def _read_chunk(self, source: Source, entry_id: int, index: int) -> tuple[memoryview, bytes]:
         """A chunk and its digest, noted in the plan."""
         payload = source.read(index, self._buffer)
         digest = source.digests.name.function(payload)
-        self.plan.chunk_read(entry_id, index, digest)
+        self._plan.chunk_read(entry_id, index, digest)
         return payload, digest
-
-    def _source_failed(self, source: Source, entry_id: int, error: SourceError) -> None:
-        if isinstance(error, SourceChanged) and self._offers[source] < m.MAX_OFFERS:
-            self.plan.cancel(entry_id, m.WITHDRAWN, str(error))
-        else:
-            self.plan.cancel(entry_id, error.wire, str(error))

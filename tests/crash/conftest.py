@@ -17,13 +17,15 @@ MIB = 1024 * 1024
 
 @pytest.fixture
 def setting(shm: Path) -> Setting:
-    """Three chunks, the last one short; the keys are there already."""
+    """Three chunks, the last one short, and beside it a small file; the keys are there already."""
     source = shm / "source" / "file"
-    source.parent.mkdir()
-    source.write_bytes(random.Random(5).randbytes(2 * MIB + MIB // 2))
+    for name, size in (("source", 2 * MIB + MIB // 2), ("small", 5000)):
+        (shm / name).mkdir()
+        (shm / name / "file").write_bytes(random.Random(5).randbytes(size))
     warm = shm / "warm"
     warm.mkdir()
     with LocalReceiver(warm) as receiver:  # also so that nothing is imported in the processes that are forked
-        assert local_send(warm, source, receiver.port).code == 0
+        for name in ("source", "small"):
+            assert local_send(warm, shm / name / "file", receiver.port).code == 0
     wait_until(lambda: threading.active_count() == 1)  # a fork takes no other thread along
     return Setting(source, warm / "config")

@@ -45,10 +45,12 @@ class UnsyncedDisk:
     def install(self) -> None:
         scratch = self._scratch
         scratch.mkdir(exist_ok=True)
-        for name in ("write_at", "truncate", "rename", "link", "unlink", "make_folder"):
+        for name in ("write_at", "truncate", "rename", "link", "make_link", "unlink", "make_folder"):
             setattr(disk, name, self._noted(getattr(disk, name), getattr(self, f"_{name}")))
         for name in ("sync_data", "sync_file", "sync_folder"):
             setattr(disk, name, self._synced(getattr(disk, name)))
+        disk.sync_file_system = self._all_synced(disk.sync_file_system)
+        disk.remove_folder = self._remove_folder
 
     def cut(self, lost: Lost) -> None:
         """The power fails."""
@@ -75,6 +77,14 @@ class UnsyncedDisk:
                 real(fd)
                 inode = os.fstat(fd).st_ino
                 self._steps = [step for step in self._steps if step.inode != inode]
+
+        return synced
+
+    def _all_synced(self, real: Callable[[int], None]) -> Callable[[int], None]:
+        def synced(fd: int) -> None:
+            with self.lock:
+                real(fd)
+                self._steps.clear()
 
         return synced
 
@@ -127,6 +137,25 @@ class UnsyncedDisk:
     def _link(self, old: bytes, new: bytes, *, old_folder: int, new_folder: int) -> Iterator[_Step]:
         target = os.dup(new_folder)
         yield _Step(Lost.NAMES, os.fstat(new_folder).st_ino, lambda: os.unlink(new, dir_fd=target))
+
+    def _make_link(self, target: bytes, name: bytes, *, folder: int) -> Iterator[_Step]:
+        copy = os.dup(folder)
+        yield _Step(Lost.NAMES, os.fstat(folder).st_ino, lambda: os.unlink(name, dir_fd=copy))
+
+    def _remove_folder(self, name: bytes, *, folder: int) -> None:
+        """It is put away, so that what was renamed out of it can come back."""
+        with self.lock:
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=folder)
+            try:
+                if os.listdir(fd):
+                    raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+            finally:
+                os.close(fd)
+            self._backups += 1
+            away, copy = self._scratch / str(self._backups), os.dup(folder)
+            os.rename(name, away, src_dir_fd=folder)
+            inode = os.fstat(folder).st_ino
+            self._steps.append(_Step(Lost.NAMES, inode, lambda: os.rename(away, name, dst_dir_fd=copy)))
 
     def _unlink(self, name: bytes, *, folder: int) -> Iterator[_Step]:
         if backup := self._backup(name, folder):

@@ -34,15 +34,15 @@ KILLED = 137
 LAST_WORDS_S = 0.02
 
 #: Functions of ``disk`` that ask the system for nothing.
-PURE = {"show", "is_own_file", "destination_errors", "source_errors"}
+PURE = {"show", "is_own_file", "destination_error", "destination_errors", "source_errors"}
 DISK = [
     name
     for name, value in vars(disk).items()
     if inspect.isfunction(value) and value.__module__ == disk.__name__ and not name.startswith("_") and name not in PURE
 ]
 #: Functions that raise nothing, as they say themselves.
-NEVER_RAISES = {"drop_cache"}
-SOURCE = ["pin", "holes", "read", "check"]
+NEVER_RAISES = {"drop_cache", "file_system"}
+SOURCE = ["pin", "holes", "read", "read_small", "check", "rest"]
 
 
 @dataclass(frozen=True)
@@ -193,6 +193,7 @@ class Setting:
         target: where the new file will be, below the destination.
         begin: the fault of a run that went before; None: there was none.
         young: the source is too young to be trusted.
+        small: the file beside the source is sent, which is written in one go.
     """
 
     source: Path
@@ -203,6 +204,11 @@ class Setting:
     target: str = "file"
     begin: Fault | None = None
     young: bool = False
+    small: bool = False
+
+    def __post_init__(self) -> None:
+        if self.small:
+            object.__setattr__(self, "source", self.source.parents[1] / "small" / self.source.name)
 
     def prepare(self, base: Path) -> None:
         into = base / "into"

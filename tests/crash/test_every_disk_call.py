@@ -40,6 +40,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "resumed-at-the-end": {"begin": ALL_THERE},
     "resumed-and-compared": {"begin": SECOND_CHUNK, "young": True},
     "resumed-and-compared-at-the-end": {"begin": ALL_THERE, "young": True},
+    "small-over-an-old-file": {"small": True},
+    "small-into-new-folders": {"small": True, "folder": "a/b", "old": None, "target": "a/b/file"},
+    "small-beside-an-old-file": {"small": True, "policy": Exists.RENAME, "target": "file.1"},
+    "small-and-young-where-nothing-was": {"small": True, "policy": Exists.FAIL, "old": None, "young": True},
 }
 
 
@@ -140,6 +144,8 @@ def crash_at_every_call(setting: Setting, shm: Path, side: str, *, after: bool, 
         ("over-an-old-file", "after"),
         ("beside-an-old-file", "before"),
         ("resumed-and-compared-at-the-end", "before"),
+        ("small-over-an-old-file", "before"),
+        ("small-beside-an-old-file", "after"),
         others=("before", "after"),
     ),
 )
@@ -156,6 +162,7 @@ def test_g1_g2_g5_a_receiver_that_dies_at_any_disk_call(
         ("over-an-old-file", "before"),
         ("over-an-old-file", "after"),
         ("resumed-and-compared-at-the-end", "before"),
+        ("small-over-an-old-file", "before"),
         others=("before", "after"),
     ),
 )

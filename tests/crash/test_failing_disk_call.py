@@ -77,6 +77,8 @@ def problems(found: dict[str, Any], *, for_good: bool) -> list[str]:
         ("into-new-folders", "EACCES"),
         ("beside-an-old-file", "ENOSPC"),
         ("resumed-and-compared", "EIO"),
+        ("small-over-an-old-file", "EIO"),
+        ("small-into-new-folders", "ENOSPC"),
         others=NUMBERS,
     ),
 )
@@ -93,7 +95,13 @@ def test_g1_g11_any_disk_call_may_fail_once(setting: Setting, shm: Path, change:
 
 @pytest.mark.timeout_s(180)
 @pytest.mark.parametrize(
-    ("change", "number"), matrix(("into-new-folders", "ENOSPC"), ("resumed-and-compared", "EIO"), others=NUMBERS)
+    ("change", "number"),
+    matrix(
+        ("into-new-folders", "ENOSPC"),
+        ("resumed-and-compared", "EIO"),
+        ("small-into-new-folders", "EACCES"),
+        others=NUMBERS,
+    ),
 )
 def test_g1_g11_any_disk_function_may_fail_for_good(
     setting: Setting, shm: Path, change: dict[str, Any], number: str

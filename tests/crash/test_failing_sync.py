@@ -13,7 +13,8 @@ import pytest
 from ftx.storage import disk
 from ftx.storage import partial as storage_partial
 from ftx.storage import source as storage_source
-from ftx.transfer import receive
+from ftx.transfer import publish, receive
+from ftx.transfer.actions import Commit
 from tests.crash.lossy import FailingSync
 from tests.storage.support import fail_once
 from tests.support.files import MIB, fill, journals, overwrite, partials, same
@@ -25,8 +26,8 @@ CHUNKS = 6
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sync after every chunk or so, and one before the commit."""
-    monkeypatch.setattr(receive, "SYNC_BYTES", 1)
-    monkeypatch.setattr(receive, "TICK_S", 0.001)
+    monkeypatch.setattr(publish, "SYNC_BYTES", 1)
+    monkeypatch.setattr(publish, "TICK_S", 0.001)
 
 
 @pytest.mark.parametrize("at", range(1, 8))
@@ -50,7 +51,7 @@ def test_g5_a_sync_that_fails_when_the_commit_is_due_already(shm: Path, monkeypa
 
     def acting(session: receive.ReceiveSession, actions: Any) -> None:
         real(session, actions)
-        if any(isinstance(action, receive.Commit) for action in actions):
+        if any(isinstance(action, Commit) for action in actions):
             due.set()
 
     monkeypatch.setattr(receive.ReceiveSession, "_act", acting)
@@ -66,7 +67,7 @@ def test_g5_a_chunk_is_lost_between_two_sessions_of_one_process(shm: Path, monke
     """Its error came when nobody had the file open, or was told to somebody else: it is read from the disk again."""
     monkeypatch.setattr(storage_source, "TRUSTED_AGE_NS", 0)
     monkeypatch.setattr(storage_partial, "_stamps", lambda fd: (0, 0, 0))  # a loss leaves no trace in them
-    monkeypatch.setattr(receive, "SYNC_BYTES", 2**60)
+    monkeypatch.setattr(publish, "SYNC_BYTES", 2**60)
     source = fill(shm / "file", CHUNKS * MIB)
     with LocalReceiver(shm) as receiver:
         with monkeypatch.context() as patch:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ import pytest
 
 from ftx.net.lane import Lane
 from ftx.protocol import messages as m
-from ftx.storage import disk
+from ftx.storage import disk, scratch
 from ftx.storage import source as storage_source
+from ftx.transfer.ledger import Ledger
 from tests.support.files import MIB, fill
 from tests.support.local import LocalReceiver, local_send
 
@@ -39,6 +42,13 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
+def know_the_file_system(shm: Path, receiver: LocalReceiver) -> None:
+    """Whether it folds names is found out once, by a file that is made and removed."""
+    warm = fill(shm / "warm", 1)
+    for _ in range(2):
+        assert local_send(shm, warm, receiver.port).code == 0
+
+
 def between(steps: list[str], first: str, last: str) -> list[str]:
     return steps[steps.index(first) : steps.index(last) + 1]
 
@@ -46,6 +56,7 @@ def between(steps: list[str], first: str, last: str) -> list[str]:
 def test_g1_g5_a_receipt_is_the_last_thing_of_a_commit(shm: Path, steps: list[str]) -> None:
     source = fill(shm / "file", 3 * MIB - 5)
     with LocalReceiver(shm) as receiver:
+        know_the_file_system(shm, receiver)
         steps.clear()
         assert local_send(shm, source, receiver.port, folder="a").code == 0
     ordered = [step for step in steps if step not in ("read_at", "write_at", "Bye")]
@@ -63,6 +74,113 @@ def test_g1_g5_a_receipt_is_the_last_thing_of_a_commit(shm: Path, steps: list[st
         "Receipt",
         "unlink",  # of the journal
     ]
+
+
+def test_g1_g5_a_receipt_is_the_last_thing_for_a_small_file_too(shm: Path, steps: list[str]) -> None:
+    source = fill(shm / "file", 5000)
+    with LocalReceiver(shm) as receiver:
+        know_the_file_system(shm, receiver)
+        steps.clear()
+        assert local_send(shm, source, receiver.port, folder="a").code == 0
+    assert [step for step in steps if step not in ("read_at", "Bye")] == [
+        "write_at",
+        "set_times",
+        "set_mode",
+        "sync_file",
+        "rename",
+        "sync_folder",
+        "sync_folder",
+        "Receipt",
+    ]
+
+
+def test_g1_g5_receipts_come_behind_the_syncs_of_their_group(
+    shm: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many are published together: all contents, all names, all folders, and only then a word of it."""
+    tree = shm / "tree"
+    for folder in ("a", "b"):
+        (tree / folder).mkdir(parents=True)
+        for number in range(6):
+            fill(tree / folder / f"f{number}", 5000 + number)
+    monkeypatch.setattr(scratch, "_syncs_together", lambda fd: False)
+    real = Ledger.committed_all
+
+    def committed_all(*args: Any, **kwargs: Any) -> Any:
+        steps.append("committed_all")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(Ledger, "committed_all", committed_all)
+    with LocalReceiver(shm) as receiver:
+        know_the_file_system(shm, receiver)
+        steps.clear()
+        assert local_send(shm, tree, receiver.port).code == 0
+    ordered = [step for step in steps if step in ("sync_file", "rename", "sync_folder", "committed_all")]
+    assert (ordered.count("sync_file"), ordered.count("rename")) == (12, 12)
+    state = "committed_all"
+    for step in ordered:
+        assert (state, step) in {
+            ("committed_all", "sync_file"), ("sync_file", "sync_file"), ("sync_file", "rename"), ("rename", "rename"),
+            ("rename", "sync_folder"), ("sync_folder", "sync_folder"), ("sync_folder", "committed_all"),
+            ("committed_all", "sync_folder"),
+        }, ordered  # fmt: skip
+        state = step
+    assert state == "committed_all"
+
+
+def test_g5_one_sync_for_a_group_is_behind_the_last_write_and_the_last_name(
+    shm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the file system can sync everything at once."""
+    tree = shm / "tree"
+    tree.mkdir()
+    for number in range(40):
+        fill(tree / f"f{number}", 5000 + number)
+    found: list[tuple[str, str]] = []
+
+    def watch(owner: Any, name: str, which: Callable[..., str] = lambda *_: "") -> None:
+        real = getattr(owner, name)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            file = which(*args)
+            if name.startswith("sync"):  # it covers what was there when it began
+                found.append((name, file))
+                return real(*args, **kwargs)
+            result = real(*args, **kwargs)
+            found.append((name, file))
+            return result
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(disk, "write_at", lambda fd, *_: Path(f"/proc/self/fd/{fd}").readlink().name)
+    watch(disk, "rename", lambda old, *_: os.fsdecode(old))
+    for name in ("sync_file_system", "sync_file", "sync_folder"):
+        watch(disk, name)
+    watch(Ledger, "committed_all")
+    monkeypatch.setattr(scratch, "_syncs_together", lambda fd: True)
+    with LocalReceiver(shm) as receiver:
+        know_the_file_system(shm, receiver)
+        found.clear()
+        assert local_send(shm, tree, receiver.port).code == 0
+    assert [name for name, _ in found].count("rename") == 40
+    assert ("sync_file_system", "") in found
+    synced: set[str] = set()
+    written: set[str] = set()
+    names_synced = True
+    for name, file in found:
+        match name:
+            case "write_at":
+                written.add(file)
+            case "sync_file_system" | "sync_file":
+                synced |= written
+                names_synced = True
+            case "sync_folder":
+                names_synced = True
+            case "rename":
+                assert file in synced
+                names_synced = False
+            case "committed_all":
+                assert names_synced
 
 
 def test_without_fsync_a_receipt_does_not_say_durable(
@@ -109,7 +227,7 @@ def test_g4_what_is_held_is_synced_and_dropped_from_the_cache_before_it_is_read(
 
 def test_g5_a_name_that_is_there_already_is_durable_before_that_is_told(shm: Path, steps: list[str]) -> None:
     """The receiver before this one died between its rename and the sync of the folder."""
-    source = fill(shm / "file", MIB)
+    source = fill(shm / "file", 3 * MIB)
     with pytest.MonkeyPatch.context() as patch, LocalReceiver(shm) as receiver:
         patch.setattr(disk, "sync_folder", lambda fd: 1 / 0)
         assert local_send(shm, source, receiver.port).code == 1

@@ -25,13 +25,14 @@ import xxhash
 
 XXH3_128, SHA_256 = 1, 2
 OPEN, RUN_KEY, SECRET = 0, 1, 2
-CRITICAL, DURABLE, MAX_REPAIRS, WINDOW, AT_ONCE = 0x01, 0x01, 3, 64, 64
+CRITICAL, FINAL, DURABLE, MAX_REPAIRS, WINDOW, AT_ONCE = 0x01, 0x02, 0x01, 3, 64, 64
 HEADER = ">4sHH32sQq16sIB3xQH"  # of the journal, up to the path
 VALUES = {"Role": (1, 2), "Mode": (0,), "Kind": (1, 2, 3), "Digest": (1, 2), "Reason": (1, 2)}
 NUMBERS = {"u8": ">B", "u16": ">H", "u32": ">I", "u64": ">Q", "i64": ">q"} | dict.fromkeys(VALUES, ">B")
 # A kind is a number, `16` (so many bytes), `u16:255` (at most so many bytes) or `u8*32*Tlv` (at most so many records).
 RECORDS = {
     "Tlv": "type=u16 value=u16:1024",
+    "EntryId": "entry=u64",
     "ProofItem": "method=u8 mac=32",
     "SkipItem": "entry=u64 reason=Reason",
     "Range": "first=u64 count=u64",
@@ -49,12 +50,13 @@ MESSAGES = {  # name: (type, longest body, layout)
     "ATTACH": (0x05, 1024, "session=16 lane=u8"),
     "ATTACHED": (0x06, 1024, ""),
     "FOLDER": (0x10, 262144, "path=u16:4096 first=u64 entries=u16*1024*Offered"),
-    "FOLDER_END": (0x11, 8192, "path=u16:4096 flags=u8 mode=u32 mtime_ns=i64"),
+    "FOLDER_END": (0x11, 8192, "path=u16:4096 flags=u8"),
     "SKIP": (0x12, 16384, "items=u16*1024*SkipItem"),
     "WANT": (0x13, 262144, "entry=u64 held=u64 ranges=u16*4096*Range"),
     "REFUSE": (0x14, 65536, "items=u16*1024*RefuseItem"),
     "ASK_DIGESTS": (0x15, 64, "entry=u64 digest=Digest first=u64 count=u32"),
     "DIGESTS": (0x16, 262144, "entry=u64 digest=Digest first=u64 digests=u32:131072"),
+    "WANT_ALL": (0x18, 16384, "entries=u16*1024*EntryId"),
     "DATA": (0x20, 32 + (16 << 20), "entry=u64 index=u64 digest=16 payload=rest"),
     "ZEROS": (0x21, 65568, "entry=u64 ranges=u16*4096*Range"),
     "FINISH": (0x22, 64, "entry=u64 root=u8:32"),
@@ -69,7 +71,7 @@ MESSAGES = {  # name: (type, longest body, layout)
 }  # fmt: skip
 NAMES = {number: name for name, (number, _, _) in MESSAGES.items()}
 SAID_BY_SENDER = {"FOLDER", "FOLDER_END", "DIGESTS", "DATA", "ZEROS", "FINISH", "CANCEL", "PING", "BYE"}
-SAID_BY_RECEIVER = {"SKIP", "WANT", "REFUSE", "ASK_DIGESTS", "RECEIPT", "PING", "BUSY", "PAUSE", "RESUME"}
+SAID_BY_RECEIVER = {"SKIP", "WANT", "WANT_ALL", "REFUSE", "ASK_DIGESTS", "RECEIPT", "PING", "BUSY", "PAUSE", "RESUME"}
 
 
 class BrokenLink(Exception):
@@ -151,14 +153,15 @@ def raw_frame(number, body, flags=CRITICAL):
 
 def frame(name, **fields):
     """A frame of version 1."""
-    return raw_frame(MESSAGES[name][0], encode(MESSAGES[name][2], fields), name not in ("PING", "BUSY"))
+    flags = (name not in ("PING", "BUSY")) | (FINAL if fields.get("final") else 0)
+    return raw_frame(MESSAGES[name][0], encode(MESSAGES[name][2], fields), flags)
 
 
 def parse(raw):
     """The fields of a frame of version 1, which must end with its last field."""
     fields, end = decode(MESSAGES[NAMES[raw[0]]][2], raw, 16)
     require(end == len(raw), "a body is too long")
-    return fields
+    return fields | {"final": True} if NAMES[raw[0]] == "DATA" and raw[1] & FINAL else fields
 
 
 def critical_tlvs(fields):
@@ -418,21 +421,22 @@ class SourceChanged(Exception):
 class Sender:
     """The sender of one file, which is entry 1."""
 
-    def __init__(self, lane, file, identity, digest):
-        self.lane, self.file, self.identity, self.digest = lane, file, identity, digest
+    def __init__(self, lane, file, identity, digest, final):
+        self.lane, self.file, self.identity, self.digest, self.final = lane, file, identity, digest, final
         self.pin, self.state, self.paused, self.root = os.fstat(file.fileno()), "offered", False, None
         self.size, self.digests = self.pin.st_size, {XXH3_128: {}, SHA_256: {}}
         self.plan, self.asks, self.sent, self.unread = deque(), deque(), Counter(), list(range(grid(self.size)[1]))
         self.totals = {"done": 0, "skipped": 0, "failed": 0}
         self.young = max(self.pin.st_mtime_ns, self.pin.st_ctime_ns) > time.time_ns() - 2 * 10**9
 
-    def offer(self, name):
-        """FOLDER with the one file. The tag of a young file is zero."""
+    def offer(self, name, bare):
+        """FOLDER with the one file, or with `bare`, a folder or link. The tag of a young file is zero."""
+        self.size, self.root = (0, root_of(self.digest, {}, 0)) if bare else (self.size, None)
         tag = b"ftx source tag" + self.identity + struct.pack(">Qq", self.pin.st_ino, self.pin.st_ctime_ns)
         fields = {"tag": bytes(16) if self.young else hashlib.sha256(tag).digest()[:16], "target": b"", "tlvs": []}
         fields |= {"kind": 1, "name": name, "size": self.size, "allocated": min(self.pin.st_blocks * 512, self.size)}
         fields |= {"mode": self.pin.st_mode & 0o777, "mtime_ns": self.pin.st_mtime_ns}
-        self.lane.say("FOLDER", path=b"", first=1, entries=[fields])
+        self.lane.say("FOLDER", path=b"", first=1, entries=[fields | (bare or {})])
 
     def run(self):
         """Works until the receiver ends the entry; then BYE."""
@@ -480,7 +484,11 @@ class Sender:
         payload = self.read(index)
         self.sent[index] += 1
         if payload.strip(b"\0"):
-            self.lane.say("DATA", entry=1, index=index, digest=digest_of(XXH3_128, payload), payload=payload)
+            final = self.final and grid(self.size)[1] == 1 and self.state == "wanted"
+            if final:
+                self.look_again()
+            digest = digest_of(XXH3_128, payload)
+            self.lane.say("DATA", entry=1, index=index, digest=digest, payload=payload, final=final)
         else:
             self.lane.say("ZEROS", entry=1, ranges=[{"first": index, "count": 1}])
 
@@ -495,26 +503,32 @@ class Sender:
             self.asks.appendleft((digest, indexes[AT_ONCE:]))
 
     def finish(self):
-        """The last look, and FINISH. A file that was young when it was opened is read a second time."""
+        """The last look, and FINISH."""
+        self.look_again()
+        self.lane.say("FINISH", entry=1, root=self.root)
+
+    def look_again(self):
+        """The last look. A file that was young when it was opened is read a second time."""
         for index in range(grid(self.size)[1] if self.young else 0):
             self.read(index)
         now = os.fstat(self.file.fileno())
         if (now.st_size, now.st_mtime_ns, now.st_ctime_ns) != (self.size, self.pin.st_mtime_ns, self.pin.st_ctime_ns):
             raise SourceChanged
         self.root, self.state = root_of(self.digest, self.digests[self.digest], self.size), "finished"
-        self.lane.say("FINISH", entry=1, root=self.root)
 
     def take(self, name, fields):
         """What the receiver says."""
         if name in ("PAUSE", "RESUME"):
             self.paused = name == "PAUSE"
             return
-        for item in fields.get("items", [fields]):
+        for item in fields.get("items", fields.get("entries", [fields])):
             require(item["entry"] == 1, "an entry that was not offered")
             if self.state == "ended":
                 continue
             if name == "WANT":
                 self.take_want(from_ranges(item["ranges"], self.size))
+            elif name == "WANT_ALL":
+                self.take_want(list(range(grid(self.size)[1])))
             elif name == "ASK_DIGESTS":
                 require(self.state != "offered", "ASK_DIGESTS before WANT")
                 require(0 < item["count"] <= 4096 and len(self.asks) < 16, "an ask outside the limits")
@@ -539,8 +553,11 @@ class Sender:
 
 
 def send(host, port, path, *, secret=None, run_key=None, accept_open=False, identity=bytes(range(32)), folder=b"",
-         process=None, retry_for_s=0, digest=XXH3_128, versions=(1, 1), **link):  # fmt: skip
-    """Dials and sends one file in one session. `link` is what Lane takes."""
+         process=None, retry_for_s=0, digest=XXH3_128, versions=(1, 1), final=False, bare=None, **link):  # fmt: skip
+    """Dials and sends one file in one session, `final` if it is small; or `bare`, a folder or link.
+
+    `link` is what Lane takes.
+    """
     path = Path(path).absolute()
     job = hashlib.sha256(b"ftx/1 job" + with_length(os.fsencode(path)) + with_length(folder)).digest()
     fields = {"session": secrets.token_bytes(16), "process": process or secrets.token_bytes(16), "job": job, "role": 1}
@@ -550,8 +567,8 @@ def send(host, port, path, *, secret=None, run_key=None, accept_open=False, iden
         lane.say("OPEN", **fields)
         lane.idle = "PING"
         lane.grease()
-        sender = Sender(lane, file, identity, digest)
-        sender.offer(os.fsencode(path.name))
+        sender = Sender(lane, file, identity, digest, final)
+        sender.offer(os.fsencode(path.name), bare)
         _, opened, _ = lane.hear({"OPENED", "BUSY"})
         require(opened["lanes"] == 1, "OPENED grants lanes that were not asked for")
         return sender.run()
@@ -598,7 +615,7 @@ class Arrival:
     def __init__(self, lane, where, digest, entry, offered):
         self.root, self.box, self.peer, self.path = where
         self.lane, self.digest, self.entry, self.offered, self.size = lane, digest, entry, offered, offered["size"]
-        self.missing, self.digests, self.repairs, self.finished = set(), {}, Counter(), None
+        self.missing, self.digests, self.repairs, self.finished, self.final = set(), {}, Counter(), None, False
         self.ask, self.to_ask, self.doubts = None, deque(), []
         self.key = hashlib.sha256(self.peer + self.path).hexdigest()[:32]
         self.part = self._open(".part")
@@ -700,8 +717,12 @@ class Arrival:
         if name == "DATA":
             index, payload = fields["index"], fields["payload"]
             require(index in self.missing and len(payload) == span(self.size, index)[0], "a chunk that is not wanted")
+            require(not fields.get("final") or grid(self.size)[1] == 1, "final DATA for one of several chunks")
+            self.final = self.final or fields.get("final", False)
             if digest_of(XXH3_128, payload) == fields["digest"]:
                 self.arrive(index, payload)
+                if self.final and not self.finished:
+                    self.finished = root_of(self.digest, self.digests, self.size)
             else:
                 self.want_again(index)
         elif name == "ZEROS":

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import socket
+import stat
 import struct
 import subprocess
 import sys
@@ -269,22 +270,42 @@ def cut_when_listed(folder, path):
 # --- The peer sends ---
 
 
+@pytest.mark.parametrize("final", [False, True], ids=["", "final"])
 @pytest.mark.parametrize("digest", [peer.XXH3_128, peer.SHA_256])
 @pytest.mark.parametrize("case", FILES)
-def test_send(there, to_there, tmp_path, case, digest):
-    path = tmp_path / f"{case}-{digest}"
+def test_send(there, to_there, tmp_path, case, digest, final):
+    path = tmp_path / f"{case}-{digest}-{final}"
     path.write_bytes(FILES[case])
     path.chmod(0o640)
     os.utime(path, ns=(0, MTIME))
-    totals, trace = to_there(path=path, digest=digest)
+    totals, trace = to_there(path=path, digest=digest, final=final)
     target = there[1] / path.name
     assert totals == DONE
+    assert len(named(trace, "said", "FINISH")) == (not final or case != "one")
     assert target.read_bytes() == FILES[case]
     assert (target.stat().st_mtime_ns, target.stat().st_mode & 0o777) == (MTIME, 0o640)
     assert named(trace, "heard", "RECEIPT")[0]["items"][0]["flags"] == peer.DURABLE
     assert sent(trace, "said") == {"empty": [], "one": [0], "large": [0, 1, 2, 3], "sparse": [2, 5]}[case]
     assert target.stat().st_blocks * 512 < 2 * MIB or case == "large"
     assert to_there(path=path, digest=digest)[0] == {"done": 0, "skipped": 1, "failed": 0}
+
+
+@pytest.mark.parametrize("kind", [2, 3], ids=["folder", "link"])
+def test_send_a_folder_or_link(there, to_there, tmp_path, kind):
+    path = tmp_path / f"bare-{kind}"
+    path.write_bytes(b"")
+    bare = {"kind": kind, "size": 0, "allocated": 0, "mode": 0o7750, "mtime_ns": MTIME, "tag": bytes(16)}
+    bare["target"] = b"../..\xff" if kind == 3 else b""
+    for again in (False, True):
+        totals, trace = to_there(path=path, bare=bare)
+        assert totals == ({"done": 0, "skipped": 1, "failed": 0} if again else DONE)
+        assert not named(trace, "heard", "WANT") + named(trace, "heard", "WANT_ALL")
+        info = os.lstat(there[1] / path.name)
+        assert info.st_mtime_ns == MTIME
+        if kind == 2:
+            assert info.st_mode == stat.S_IFDIR | 0o750
+        else:
+            assert os.readlink(os.fsencode(there[1] / path.name)) == b"../..\xff"
 
 
 def test_send_resumes(there, to_there, old):
@@ -324,7 +345,8 @@ def test_send_repairs_a_payload(there, to_there):
 def test_send_gives_up_a_chunk(there, to_there):
     totals, trace = to_there(FILES["one"], name="never.bin", tamper=nth("said", "DATA", 0, flip))
     assert totals == FAILED
-    assert wanted(trace, "heard") == [[0]] * 4
+    assert [message["entries"] for message in named(trace, "heard", "WANT_ALL")] == [[{"entry": 1}]]
+    assert wanted(trace, "heard") == [[0]] * 3
     assert named(trace, "heard", "REFUSE")[0]["items"][0]["code"] == 16
     assert not (there[1] / "never.bin").exists()
 
@@ -408,7 +430,7 @@ OPTIONAL = (peer.raw_frame(0xE7, b"", 0), peer.raw_frame(0x77, bytes(65536), 0xF
             "PROOF": behind(peer.frame("PING")),
             "OPEN": lambda raw: peer.raw_frame(0x03, raw[16:], 0xFE),
             "FOLDER": offered(tlvs=tlv(0x0123)),
-            "DATA": before(peer.frame("FOLDER_END", path=b"", flags=0, mode=0, mtime_ns=0)),
+            "DATA": before(peer.frame("FOLDER_END", path=b"", flags=0)),
             "FINISH": lambda raw: raw * 2,
         },
     ],
@@ -439,7 +461,8 @@ def data(**fields):
         ("FOLDER", lambda raw: peer.raw_frame(0x10, raw[16:-1]), 2),
         ("FOLDER", rewrite(first=0), 2),
         ("FOLDER", lambda raw: raw * 2, 2),
-        ("FOLDER", lambda raw: rewrite(entries=peer.parse(raw)["entries"] * 65)(raw), 2),
+        ("FOLDER", lambda raw: rewrite(entries=peer.parse(raw)["entries"] * 1025)(raw), 2),
+        ("FOLDER", lambda raw: rewrite(entries=peer.parse(raw)["entries"] * 1024)(raw) + rewrite(first=1025)(raw), 2),
         ("FOLDER", behind(data()), 2),
         ("FOLDER", behind(peer.frame("FINISH", entry=1, root=bytes(16))), 2),
         ("FOLDER", before(peer.frame("WANT", entry=1, held=0, ranges=[])), 2),
@@ -466,14 +489,22 @@ def test_send_what_ends_the_session(to_there, name, change, code):
         *((rewrite(path=path), 51) for path in (b"../x", b"/x", b"a/.ftx", b"a//b")),
         (offered(size=(1 << 44) + 1), 54),
         (offered(tlvs=tlv(0x8123)), 4),
-        (offered(kind=2, size=0, allocated=0), 4),
-        (offered(kind=3, size=0, allocated=0, target=b"/etc"), 4),
     ],
 )
 def test_send_what_is_refused(to_there, change, code):
     totals, trace = to_there(tamper=nth("said", "FOLDER", 1, change))
     assert totals == FAILED
     assert [item["code"] for item in named(trace, "heard", "REFUSE")[0]["items"]] == [code]
+
+
+@pytest.mark.parametrize("path", [b"a/", b"a//"])
+def test_send_never_looks_outside(there, to_there, path):
+    """Joined with a slash too many, the name of an entry would be an absolute path."""
+    (there[1] / "a").mkdir(exist_ok=True)
+    change = all_of({"FOLDER": lambda raw: offered(name=b"etc")(rewrite(path=path)(raw))})
+    totals, trace = to_there(tamper=change)
+    assert totals == FAILED
+    assert [item["code"] for item in named(trace, "heard", "REFUSE")[0]["items"]] == [51]
 
 
 def test_send_evicts(there, to_there, tmp_path):

@@ -106,8 +106,10 @@ def test_g9_a_sender_that_hashes_on_a_slow_disk_is_heard(tmp_path: Path, monkeyp
 # --- Links that are swapped in -------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("size", [1, 2 * MIB], ids=["small", "large"])
 @pytest.mark.parametrize("swapped", ["folder", ".ftx"])
-def test_g6_a_folder_that_keeps_turning_into_a_link(tmp_path: Path, swapped: str) -> None:
+def test_g6_a_folder_that_keeps_turning_into_a_link(tmp_path: Path, swapped: str, size: int) -> None:
+    """A small file is written in one go and renamed with others, a large one has a partial; it is all zeros here."""
     outside = tmp_path / "outside"
     (outside / "below").mkdir(parents=True)
     outside.chmod(0o700)
@@ -124,15 +126,19 @@ def test_g6_a_folder_that_keeps_turning_into_a_link(tmp_path: Path, swapped: str
 
     swapping = threading.Thread(target=swap)
     digest = XXH3(b"x")
-    root = XXH3(digest + (1).to_bytes(8, "big"))
+    digests = digest if size == 1 else XXH3(bytes(MIB)) * 2
+    root = XXH3(digests + size.to_bytes(8, "big"))
     ended = {m.Receipt: 0, m.Refuse: 0}
     with LocalReceiver(tmp_path, open=True) as receiver, peer.sender(receiver.port) as lane:
         swapping.start()
         try:
             for entry in range(1, 400):
-                lane.send(m.Folder(b"folder/below", entry, (peer.offered(b"%d" % entry, 1),)))
-                while type(answer := peer.heard(lane, m.Want, m.Receipt, m.Refuse)) is m.Want:
-                    lane.send_data(m.Data(entry, 0, digest, 1), b"x")
+                lane.send(m.Folder(b"folder/below", entry, (peer.offered(b"%d" % entry, size),)))
+                while type(answer := peer.heard(lane, m.Want, m.WantAll, m.Receipt, m.Refuse)) in (m.Want, m.WantAll):
+                    if size == 1:
+                        lane.queue_data(m.Data(entry, 0, digest, 1), b"x")
+                    else:
+                        lane.queue(m.Zeros(entry, (m.Range(0, 2),)))
                     lane.send(m.Finish(entry, root))
                 ended[type(answer)] += 1  # type: ignore[index]
         finally:

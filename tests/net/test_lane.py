@@ -12,7 +12,7 @@ import pytest
 
 from ftx.errors import LinkLost, NotFtx, PeerSilent, ProtocolError, Unsupported
 from ftx.net import lane as lane_module
-from ftx.net.lane import Lane
+from ftx.net.lane import LARGE_PAYLOAD, QUEUE_BYTES, Lane
 from ftx.protocol import codec
 from ftx.protocol import messages as m
 from ftx.protocol.manifest import DigestName
@@ -91,21 +91,92 @@ def test_payloads_across_the_edge_of_the_buffer(opened: Pair, size: int) -> None
         assert (message.index, message.length) == (index, len(payload))
         assert bytes(lane.payload(message.length, buffer)) == payload
     thread.join()
-    assert lane.bytes_in >= len(stream)
 
 
-def test_send_data_is_what_receive_reads(opened: Pair) -> None:
-    lane, theirs = opened
+@pytest.fixture
+def sender(opened: Pair) -> Lane:
+    """The other end of ``opened``, as a lane."""
+    _, theirs = opened
     sender = Lane(theirs, dialer=True)
     for message in (HELLO, m.Proof(b"", ()), OPEN):
         sender.order.send(codec.TYPE_OF[type(message)])
     sender.order.opened(Role.SENDER)
-    payload = bytes(range(256)) * 8192
-    data = m.Data(7, 3, DigestName.XXH3_128.function(payload), len(payload))
-    thread = threading.Thread(target=sender.send_data, args=(data, payload))
+    return sender
+
+
+def data_of(entry: int, payload: bytes, *, final: bool = False) -> m.Data:
+    return m.Data(entry, 3, DigestName.XXH3_128.function(payload), len(payload), final)
+
+
+def received(lane: Lane) -> tuple[m.Message, bytes]:
+    """The next message, and its payload if it is DATA."""
+    message, _ = lane.receive()
+    if not isinstance(message, m.Data):
+        return message, b""
+    return message, bytes(lane.payload(message.length, memoryview(bytearray(message.length))))
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, LARGE_PAYLOAD - 1, LARGE_PAYLOAD, 2 * 1024 * 1024])
+@pytest.mark.parametrize("final", [False, True], ids=["", "final"])
+def test_what_is_queued_is_what_receive_reads(opened: Pair, sender: Lane, size: int, final: bool) -> None:
+    """Data, small or large, and messages in any order, each behind what was queued before."""
+    lane, _ = opened
+    payload = (bytes(range(256)) * 8192)[:size]
+    data = data_of(7, payload, final=final)
+    finish = m.Finish(7, b"r" * 16)
+
+    def send() -> None:
+        sender.queue(m.Ping())
+        sender.queue_data(data, payload)
+        sender.queue(finish)
+        sender.queue_data(data, payload)
+        sender.send(m.Ping())
+        sender.queue_data(data, payload)
+        sender.flush()
+
+    thread = threading.Thread(target=send)
     thread.start()
-    assert lane.receive()[0] == data
-    assert bytes(lane.payload(data.length, memoryview(bytearray(data.length)))) == payload
+    both = (data, payload)
+    assert [received(lane) for _ in range(6)] == [(m.Ping(), b""), both, (finish, b""), both, (m.Ping(), b""), both]
+    thread.join()
+
+
+def test_a_payload_is_taken_when_it_is_queued(opened: Pair, sender: Lane) -> None:
+    """Its buffer is read into again at once."""
+    lane, _ = opened
+    buffer = bytearray(b"a" * 100)
+    data = data_of(7, bytes(buffer))
+    sender.queue_data(data, memoryview(buffer))
+    buffer[:] = b"b" * 100
+    sender.flush()
+    assert received(lane) == (data, b"a" * 100)
+
+
+def test_what_is_small_waits_for_the_rest_and_a_large_payload_for_nobody(opened: Pair, sender: Lane) -> None:
+    lane, _ = opened
+    lane.sock.setblocking(False)
+    sender.queue(m.Ping())
+    sender.queue_data(data_of(1, b"x"), b"x")
+    with pytest.raises(BlockingIOError):
+        lane.sock.recv(1, socket.MSG_PEEK)
+    large = b"y" * LARGE_PAYLOAD
+    sender.queue_data(data_of(2, large), large)
+    lane.sock.setblocking(True)
+    assert [type(received(lane)[0]) for _ in range(3)] == [m.Ping, m.Data, m.Data]
+
+
+def test_g8_what_is_queued_is_bounded(opened: Pair, sender: Lane) -> None:
+    lane, _ = opened
+    lane.deadline_s = time.monotonic() + 10
+    payload = b"x" * 1000
+    count = 2 * QUEUE_BYTES // len(payload)
+    thread = threading.Thread(target=lambda: [received(lane) for _ in range(2 * count)])
+    thread.start()
+    for _ in range(count):
+        sender.queue_data(data_of(1, payload), payload)
+        sender.queue(m.Ping())
+        assert len(sender._queued) < QUEUE_BYTES + len(payload) + 100
+    sender.flush()
     thread.join()
 
 

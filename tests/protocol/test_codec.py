@@ -25,7 +25,7 @@ N16, N32 = bytes(range(16)), bytes(range(32))
 def encode(message: m.Message) -> bytes:
     """The frame, without DATA's payload."""
     if isinstance(message, m.Data):
-        return codec.encode_data(message.entry, message.index, message.digest, message.length)
+        return codec.encode_data(message.entry, message.index, message.digest, message.length, final=message.final)
     return codec.encode(message)
 
 
@@ -55,7 +55,7 @@ SAMPLES: dict[Type, tuple[m.Message, m.Message]] = {
     Type.ATTACH: (m.Attach(bytes(16), 0), m.Attach(b"\xff" * 16, U8)),
     Type.ATTACHED: (m.Attached(), m.Attached()),
     Type.FOLDER: (m.Folder(b"", 0, ()), m.Folder(b"p" * m.MAX_PATH, U64, (LEAST_OFFERED, MOST_OFFERED))),
-    Type.FOLDER_END: (m.FolderEnd(b"", 0, 0, -(2**63)), m.FolderEnd(b"p" * m.MAX_PATH, U8, U32, 2**63 - 1)),
+    Type.FOLDER_END: (m.FolderEnd(b"", 0), m.FolderEnd(b"p" * m.MAX_PATH, U8)),
     Type.SKIP: (m.Skip(()), m.Skip((m.SkipItem(U64, m.SkipReason.SAME), m.SkipItem(0, m.SkipReason.KEPT)))),
     Type.WANT: (m.Want(0, 0, ()), m.Want(U64, U64, (m.Range(0, 0), RANGE))),
     Type.REFUSE: (m.Refuse(()), m.Refuse((m.RefuseItem(U64, U16, "é" * 512), m.RefuseItem(0, 0, "")))),
@@ -64,7 +64,8 @@ SAMPLES: dict[Type, tuple[m.Message, m.Message]] = {
         m.AskDigests(U64, DigestName.SHA_256, U64, U32),
     ),
     Type.DIGESTS: (m.Digests(0, DigestName.XXH3_128, 0, b""), m.Digests(U64, DigestName.SHA_256, U64, N32 * 3)),
-    Type.DATA: (m.Data(0, 0, bytes(16), 0), m.Data(U64, U64, b"\xff" * 16, MAX_CHUNK)),
+    Type.WANT_ALL: (m.WantAll(()), m.WantAll((U64,) * (m.MAX_ANSWERS - 1) + (0,))),
+    Type.DATA: (m.Data(0, 0, bytes(16), 0), m.Data(U64, U64, b"\xff" * 16, MAX_CHUNK, final=True)),
     Type.ZEROS: (m.Zeros(0, ()), m.Zeros(U64, (RANGE, RANGE))),
     Type.FINISH: (m.Finish(0, b""), m.Finish(U64, N32)),
     Type.RECEIPT: (m.Receipt(()), m.Receipt((m.ReceiptItem(U64, U8, N32), m.ReceiptItem(0, 0, b"")))),
@@ -104,8 +105,9 @@ LIVELY: dict[Type, m.Message] = {
             m.Offered(Kind.SYMLINK, b"l", 0, 0, 0, 9, N16, b"t", (TLV,)),
         ),
     ),
-    Type.FOLDER_END: m.FolderEnd(b"a/b", 3, 0o755, -1),
+    Type.FOLDER_END: m.FolderEnd(b"a/b", 1),
     Type.REFUSE: m.Refuse((m.RefuseItem(3, 50, "é full"), m.RefuseItem(4, 51, ""))),
+    Type.WANT_ALL: m.WantAll((3, 2**40)),
     Type.CANCEL: m.Cancel(4, 34, "it changed"),
     Type.PAUSE: m.Pause(50, "disk full"),
     Type.ERROR: m.Error(64, "no"),
@@ -187,13 +189,14 @@ MESSAGES: dict[Type, st.SearchStrategy[m.Message]] = {
     Type.OPENED: st.builds(m.Opened, u8, u32, tlvs),
     Type.ATTACH: st.builds(m.Attach, b16, u8),
     Type.FOLDER: st.builds(m.Folder, path, u64, several(offered)),
-    Type.FOLDER_END: st.builds(m.FolderEnd, path, u8, u32, i64),
+    Type.FOLDER_END: st.builds(m.FolderEnd, path, u8),
     Type.SKIP: st.builds(m.Skip, several(st.builds(m.SkipItem, u64, st.sampled_from(m.SkipReason)))),
     Type.WANT: st.builds(m.Want, u64, u64, ranges),
     Type.REFUSE: st.builds(m.Refuse, several(st.builds(m.RefuseItem, u64, u16, text))),
     Type.ASK_DIGESTS: st.builds(m.AskDigests, u64, digest, u64, u32),
     Type.DIGESTS: st.builds(m.Digests, u64, digest, u64, sized(m.MAX_ASKED * 32)),
-    Type.DATA: st.builds(m.Data, u64, u64, b16, numbers(MAX_CHUNK)),
+    Type.WANT_ALL: st.builds(m.WantAll, several(u64)),
+    Type.DATA: st.builds(m.Data, u64, u64, b16, numbers(MAX_CHUNK), st.booleans()),
     Type.ZEROS: st.builds(m.Zeros, u64, ranges),
     Type.FINISH: st.builds(m.Finish, u64, sized(32)),
     Type.RECEIPT: st.builds(m.Receipt, several(st.builds(m.ReceiptItem, u64, u8, b32))),
@@ -240,10 +243,11 @@ def test_texts_need_not_be_utf8() -> None:
         m.Attach(bytes(15), 1),
         m.Attach(bytes(17), 1),
         m.Finish(1, bytes(33)),
-        m.FolderEnd(bytes(m.MAX_PATH + 1), 0, 0, 0),
+        m.FolderEnd(bytes(m.MAX_PATH + 1), 0),
         m.Folder(b"", 1, (m.Offered(Kind.FILE, bytes(m.MAX_NAME + 1), 0, 0, 0, 0, N16),)),
         m.Want(1, 0, (RANGE,) * (m.MAX_RANGES + 1)),
         m.Skip((m.SkipItem(1, m.SkipReason.SAME),) * (m.MAX_ANSWERS + 1)),
+        m.WantAll((1,) * (m.MAX_ANSWERS + 1)),
         m.Opened(1, 1, (TLV,) * (m.MAX_TLVS + 1)),
         m.Opened(1, 1, (m.Tlv(1, bytes(m.MAX_TLV_VALUE)),) * 4),  # each within its limit, the body is not
     ],
@@ -287,6 +291,16 @@ def test_g4_the_check_of_data_covers_all_but_the_payload() -> None:
     assert header.length == codec.DATA_PREFIX - codec.HEADER_SIZE + 1000
     assert codec.body_size(header) == codec.DATA_PREFIX - codec.HEADER_SIZE
     assert decode(frame + b"\xff" * 1000) == decode(frame + b"\0" * 1000) == m.Data(7, 9, N16, 1000)
+
+
+def test_the_flag_of_a_final_data() -> None:
+    """Only DATA has it; on any other frame it means nothing."""
+    plain, final = codec.encode_data(7, 9, N16, 5), codec.encode_data(7, 9, N16, 5, final=True)
+    assert (plain[1], final[1]) == (m.CRITICAL, m.CRITICAL | m.FINAL)
+    assert decode(final + bytes(5)) == m.Data(7, 9, N16, 5, final=True)
+    assert decode(sealed(Type.FINISH, codec.encode(m.Finish(1, N16))[codec.HEADER_SIZE :], flags=3)) == m.Finish(1, N16)
+    with pytest.raises(LinkLost):
+        decode(plain[:1] + final[1:2] + plain[2:] + bytes(5))
 
 
 # --- Bytes that a peer may send on purpose -------------------------------------------------------------
@@ -364,6 +378,7 @@ def test_data_without_its_prefix_is_refused_by_the_header_alone() -> None:
     ("type_", "body"),
     [
         (Type.WANT, bytes(16) + struct.pack("!H", m.MAX_RANGES + 1)),
+        (Type.WANT_ALL, struct.pack("!H", m.MAX_ANSWERS + 1)),
         (Type.ZEROS, bytes(8) + struct.pack("!H", m.MAX_RANGES + 1)),
         (Type.SKIP, struct.pack("!H", m.MAX_ANSWERS + 1)),
         (Type.REFUSE, struct.pack("!H", m.MAX_ANSWERS + 1)),

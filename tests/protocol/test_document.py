@@ -210,12 +210,13 @@ def vectors() -> dict[Type, m.Message | Shown]:
         Type.ATTACH: m.Attach(count_up(0x80, 16), 2),
         Type.ATTACHED: m.Attached(),
         Type.FOLDER: m.Folder(b"a/d", 7, (file, link)),
-        Type.FOLDER_END: m.FolderEnd(b"a/d", m.FolderFlags.WHOLE | m.FolderFlags.METADATA, 0o755, MTIME_NS),
+        Type.FOLDER_END: m.FolderEnd(b"a/d", m.FolderFlags.WHOLE),
         Type.SKIP: m.Skip((m.SkipItem(7, SkipReason.SAME), m.SkipItem(8, SkipReason.KEPT))),
         Type.WANT: m.Want(7, 3 * manifest.MIB, (m.Range(0, 2), m.Range(5, 1))),
         Type.REFUSE: m.Refuse((m.RefuseItem(7, errors.NoSpace.wire, "the disk is full"),)),
         Type.ASK_DIGESTS: m.AskDigests(7, DigestName.SHA_256, 64, 64),
         Type.DIGESTS: m.Digests(7, DigestName.SHA_256, 64, sha),
+        Type.WANT_ALL: m.WantAll((7, 8, 9)),
         Type.DATA: Shown(data + payload),
         Type.ZEROS: m.Zeros(7, (m.Range(1, 1000),)),
         Type.FINISH: m.Finish(7, sha),
@@ -337,7 +338,7 @@ def test_type_table() -> None:
     ]  # fmt: skip
     rows = table(section("The types"), "Code", "Name", "Said by", "Max body", "Critical")
     assert rows == expected
-    assert len(rows) == 24
+    assert len(rows) == 25
 
 
 def test_no_reserved_type_is_used_already() -> None:
@@ -430,7 +431,7 @@ def test_numbers_with_names() -> None:
     for flags in (m.FolderFlags, m.ReceiptFlags):
         expected += [[flags.__name__, f"{v:#04x}", k] for k, v in vars(flags).items() if k.isupper()]
     assert [row[:3] for row in rows] == expected
-    assert len(rows) == 16
+    assert len(rows) == 15
 
 
 def test_limits() -> None:

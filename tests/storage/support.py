@@ -13,9 +13,13 @@ from typing import Any
 
 import pytest
 
+from ftx.options import Exists as Policy
 from ftx.protocol.manifest import MIN_CHUNK, ChunkDigests, DigestName, Entry, Grid, Kind
+from ftx.protocol.messages import SkipReason
 from ftx.storage import disk
+from ftx.storage.look import Target
 from ftx.storage.partial import Partial, PartialStore
+from ftx.storage.paths import Root
 
 CHUNK = MIN_CHUNK
 PEER = b"p" * 32
@@ -51,10 +55,18 @@ def write(partial: Partial, *indexes: int, seed: int = 0) -> None:
 
 
 def ready(store: PartialStore, what: Entry, peer: bytes = PEER) -> Partial:
-    """A partial with every chunk in it."""
+    """A partial with every chunk in it, and a root that knows its file system, as behind any session's first look."""
     partial = store.open(peer, what, XXH3)
+    with store.root.own_folder() as own:
+        store.root.may_fold(own)
     write(partial, *range(partial.grid.count))
     return partial
+
+
+def look(root: Root, what: Entry, policy: Policy) -> SkipReason | None:
+    """What a session finds out of an entry alone."""
+    with Target(root, what.path.rpartition(b"/")[0]) as target:
+        return target.look(what, policy)
 
 
 def read_back(partial: Partial) -> bytes:

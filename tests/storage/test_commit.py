@@ -27,6 +27,7 @@ from tests.storage.support import (
     content,
     entry,
     fail_once,
+    look,
     names,
     ready,
     record,
@@ -59,7 +60,7 @@ def publish(store: PartialStore, partial: Partial, policy: Policy, *, fsync: boo
 @pytest.mark.parametrize("policy", Policy)
 @pytest.mark.parametrize("path", [b"file", b"a/b/file"])
 def test_where_nothing_is_everything_goes(root: Root, into: Path, policy: Policy, path: bytes) -> None:
-    assert commit.look(root, entry(path), policy) is None
+    assert look(root, entry(path), policy) is None
     assert names(into) == []
 
 
@@ -67,7 +68,7 @@ def test_where_nothing_is_everything_goes(root: Root, into: Path, policy: Policy
 def test_the_same_file_is_left_alone(root: Root, into: Path, policy: Policy) -> None:
     what = entry(b"file", 100)
     put(into / "file", content(what), mtime_ns=MTIME_NS)
-    assert commit.look(root, what, policy) is SkipReason.SAME
+    assert look(root, what, policy) is SkipReason.SAME
 
 
 @pytest.mark.parametrize(
@@ -76,28 +77,28 @@ def test_the_same_file_is_left_alone(root: Root, into: Path, policy: Policy) -> 
 def test_another_size_or_time_is_another_file(root: Root, into: Path, change: dict[str, Any]) -> None:
     put(into / "file", bytes(100), mtime_ns=MTIME_NS)
     what = replace(entry(b"file", 100), **change)
-    assert commit.look(root, what, Policy.REPLACE) is None
-    assert commit.look(root, what, Policy.RENAME) is None
-    assert commit.look(root, what, Policy.KEEP) is SkipReason.KEPT
+    assert look(root, what, Policy.REPLACE) is None
+    assert look(root, what, Policy.RENAME) is None
+    assert look(root, what, Policy.KEEP) is SkipReason.KEPT
     with pytest.raises(Exists):
-        commit.look(root, what, Policy.FAIL)
+        look(root, what, Policy.FAIL)
     assert (into / "file").read_bytes() == bytes(100)
 
 
 def test_the_mode_of_the_same_file_is_brought_up_to_date(root: Root, into: Path) -> None:
     file = put(into / "file", bytes(100), mtime_ns=MTIME_NS, mode=0o600)
     for policy in NOT_REPLACING:
-        assert commit.look(root, entry(b"file", 100, mode=0o640), policy) is SkipReason.SAME
+        assert look(root, entry(b"file", 100, mode=0o640), policy) is SkipReason.SAME
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert commit.look(root, entry(b"file", 100, mode=0o640), Policy.REPLACE) is SkipReason.SAME
+    assert look(root, entry(b"file", 100, mode=0o640), Policy.REPLACE) is SkipReason.SAME
     assert stat.S_IMODE(file.stat().st_mode) == 0o640
     assert file.stat().st_mtime_ns == MTIME_NS
 
 
 def test_g6_the_same_file_gets_no_setuid(root: Root, into: Path) -> None:
     file = put(into / "file", bytes(100), mtime_ns=MTIME_NS)
-    assert commit.look(root, entry(b"file", 100, mode=0o7644), Policy.REPLACE) is SkipReason.SAME
-    assert commit.look(root, entry(b"file", 100, mode=0o6755), Policy.REPLACE) is SkipReason.SAME
+    assert look(root, entry(b"file", 100, mode=0o7644), Policy.REPLACE) is SkipReason.SAME
+    assert look(root, entry(b"file", 100, mode=0o6755), Policy.REPLACE) is SkipReason.SAME
     assert stat.S_IMODE(file.stat().st_mode) == 0o755
 
 
@@ -106,14 +107,14 @@ def test_what_was_renamed_before_is_found_again(root: Root, into: Path) -> None:
     put(into / "file.1")
     put(into / "file.2", bytes(100), mtime_ns=MTIME_NS)
     put(into / "file.4", bytes(101), mtime_ns=MTIME_NS)
-    assert commit.look(root, entry(b"file", 100), Policy.RENAME) is SkipReason.SAME
-    assert commit.look(root, entry(b"file", 101), Policy.RENAME) is None  # behind a gap
+    assert look(root, entry(b"file", 100), Policy.RENAME) is SkipReason.SAME
+    assert look(root, entry(b"file", 101), Policy.RENAME) is None  # behind a gap
 
 
 def test_g11_a_name_that_gets_too_long_by_a_number(root: Root, store: PartialStore, into: Path) -> None:
     put(into / ("n" * 255))
     with pytest.raises(DestinationError, match="too long"):
-        commit.look(root, entry(b"n" * 255), Policy.RENAME)
+        look(root, entry(b"n" * 255), Policy.RENAME)
 
 
 @pytest.mark.parametrize("call", ["open_folder", "look"])
@@ -122,7 +123,7 @@ def test_g11_a_look_that_fails(root: Root, into: Path, monkeypatch: pytest.Monke
     (into / "a").mkdir()
     fail_once(monkeypatch, call, number)
     with pytest.raises(DestinationError) as caught:
-        commit.look(root, entry(b"a/file"), Policy.REPLACE)
+        look(root, entry(b"a/file"), Policy.REPLACE)
     assert caught.value.exit_code == 7
 
 
@@ -140,7 +141,7 @@ def test_a_new_file(root: Root, store: PartialStore, into: Path, policy: Policy,
     assert file.read_bytes() == content(what)
     assert (info.st_mtime_ns, info.st_nlink, stat.S_IMODE(info.st_mode)) == (MTIME_NS, 1, 0o640)
     assert names(into / ".ftx") == []
-    assert commit.look(root, what, policy) is SkipReason.SAME
+    assert look(root, what, policy) is SkipReason.SAME
 
 
 def test_g1_the_old_file_is_there_until_the_new_one_is(
@@ -365,12 +366,12 @@ def test_g1_a_file_that_appears_is_kept(
 def test_g1_rename_puts_it_beside(root: Root, store: PartialStore, into: Path) -> None:
     put(into / "file")
     put(into / "file.1", b"the one before")
-    assert commit.look(root, entry(), Policy.RENAME) is None
+    assert look(root, entry(), Policy.RENAME) is None
     assert publish(store, ready(store, entry()), Policy.RENAME) == b"file.2"
     assert (into / "file").read_bytes() == OLD
     assert (into / "file.1").read_bytes() == b"the one before"
     assert (into / "file.2").read_bytes() == content(entry())
-    assert commit.look(root, entry(), Policy.RENAME) is SkipReason.SAME
+    assert look(root, entry(), Policy.RENAME) is SkipReason.SAME
 
 
 def test_g1_rename_goes_on_to_the_next_number_if_one_appears(
@@ -445,7 +446,7 @@ def test_g5_what_is_there_already_is_made_durable_before_its_journal_goes(
 ) -> None:
     """The crash may have come between the rename and the sync of its folder."""
     _crash_after(store, call, policy, monkeypatch)
-    assert commit.look(root, entry(b"a/file"), policy) is SkipReason.SAME
+    assert look(root, entry(b"a/file"), policy) is SkipReason.SAME
     later = PartialStore(root, reserve=0)
     calls = record(monkeypatch, *SYNCS)
     later.clear(PEER, entry(b"a/file"), fsync=True)

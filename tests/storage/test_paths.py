@@ -30,6 +30,7 @@ from tests.storage.support import (
     entry,
     fail_once,
     in_child,
+    look,
     names,
     ready,
     snapshot,
@@ -132,7 +133,7 @@ def _publish(root: Root, name: bytes) -> None:
 OPERATIONS: dict[str, Operation] = {
     "folder": lambda root, name: root.folder(components(name)),
     "make-folder": lambda root, name: root.folder(components(name), make=True),
-    "look": lambda root, name: commit.look(root, entry(name), Policy.REPLACE),
+    "look": lambda root, name: look(root, entry(name), Policy.REPLACE),
     "open": lambda root, name: PartialStore(root, reserve=0).open(PEER, entry(name), XXH3),
     "clear": lambda root, name: PartialStore(root, reserve=0).clear(PEER, entry(name), fsync=True),
     "publish": _publish,
@@ -164,7 +165,7 @@ def test_g6_a_file_has_a_name(root: Root, into: Path, operation: Operation) -> N
 @ids(HARMLESS)
 def test_an_odd_name_is_taken_as_it_is(root: Root, store: PartialStore, into: Path, name: bytes) -> None:
     what = entry(name, 10)
-    assert commit.look(root, what, Policy.REPLACE) is None
+    assert look(root, what, Policy.REPLACE) is None
     partial = ready(store, what)
     assert commit.publish(root, partial, Policy.REPLACE, fsync=False) == name
     store.release(partial, committed=True)
@@ -255,7 +256,7 @@ def test_g6_the_root_is_held_and_not_looked_up_again(
     into.rename(into.with_name("moved"))
     into.symlink_to(outside)
     with untouched(outside):
-        assert commit.look(root, partial.entry, Policy.REPLACE) is None
+        assert look(root, partial.entry, Policy.REPLACE) is None
         commit.publish(root, partial, Policy.REPLACE, fsync=True)
     store.release(partial, committed=True)
     assert (into.with_name("moved") / "sub" / "secret").read_bytes() == content(partial.entry)
@@ -295,7 +296,7 @@ def test_g6_a_pipe_a_socket_or_a_device_is_not_replaced(
     plant(into / "file")
     before = (into / "file").lstat()
     with pytest.raises(DestinationError, match="device, socket or FIFO"):
-        commit.look(root, entry(), policy)
+        look(root, entry(), policy)
     assert (into / "file").lstat() == before
 
 
@@ -303,7 +304,7 @@ def test_g6_a_pipe_a_socket_or_a_device_is_not_replaced(
 def test_a_folder_is_not_replaced(root: Root, into: Path, policy: Policy) -> None:
     (into / "file").mkdir()
     with pytest.raises(IsFolder):
-        commit.look(root, entry(), policy)
+        look(root, entry(), policy)
 
 
 LINKS = {"to-a-file": "secret", "to-a-folder": "folder", "to-nothing": "new"}
@@ -316,7 +317,7 @@ def test_g6_a_link_under_the_final_name_is_replaced_and_not_followed(
     (into / "file").symlink_to(outside / target)
     what = entry(b"file", 6000)
     with untouched(outside):
-        assert commit.look(root, what, Policy.REPLACE) is None
+        assert look(root, what, Policy.REPLACE) is None
         partial = ready(store, what)
         commit.publish(root, partial, Policy.REPLACE, fsync=True)
         store.release(partial, committed=True)
@@ -352,7 +353,7 @@ def test_g6_a_link_to_the_same_content_is_not_the_same_file(root: Root, into: Pa
     os.utime(outside / "secret", ns=(MTIME_NS, MTIME_NS))
     (into / "file").symlink_to(outside / "secret")
     with untouched(outside):
-        assert commit.look(root, what, Policy.REPLACE) is None
+        assert look(root, what, Policy.REPLACE) is None
 
 
 @pytest.mark.parametrize("plant", ["link", "pipe"])
@@ -377,9 +378,9 @@ def test_g6_a_name_that_changes_while_its_mode_is_brought_up_to_date(
     with untouched(outside):
         if plant == "link":
             with pytest.raises(DestinationError):
-                commit.look(root, what, Policy.REPLACE)
+                look(root, what, Policy.REPLACE)
         else:
-            commit.look(root, what, Policy.REPLACE)
+            look(root, what, Policy.REPLACE)
 
 
 # --- .ftx and what is in it ------------------------------------------------------------------------------------------
@@ -516,7 +517,7 @@ def test_g6_a_partial_beside_its_target_that_somebody_else_made_is_not_used(
 
 
 def test_g6_a_look_makes_nothing(root: Root, into: Path) -> None:
-    assert commit.look(root, entry(b"a/b/c"), Policy.REPLACE) is None
+    assert look(root, entry(b"a/b/c"), Policy.REPLACE) is None
     assert names(into) == []
 
 

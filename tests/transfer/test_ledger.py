@@ -1,6 +1,11 @@
-"""The receiver's half, rule by rule, and what crosses on the way to the sender's. Chunks have 8 bytes here."""
+"""The receiver's half, rule by rule, and what crosses on the way to the sender's.
+
+Chunks have 8 bytes here, and no file is small unless a test says so.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 
@@ -19,6 +24,8 @@ from ftx.protocol import messages as m
 from ftx.protocol.manifest import MAX_FILE_SIZE, ChunkDigests, DigestName, Grid, Kind
 from ftx.protocol.ranges import RangeSet
 from ftx.transfer import ledger as module
+from ftx.transfer import plan as plan_module
+from ftx.transfer.actions import FRESH
 from ftx.transfer.ledger import (
     KEPT,
     Action,
@@ -27,6 +34,7 @@ from ftx.transfer.ledger import (
     Leave,
     Ledger,
     Look,
+    Make,
     Receiving,
     Rehash,
     Reject,
@@ -44,6 +52,8 @@ WINDOW = 100
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest, "MIN_CHUNK", CHUNK)
+    monkeypatch.setattr(module, "SMALL", -1)
+    monkeypatch.setattr(plan_module, "SMALL", -1)
 
 
 def chunk(index: int, version: int = 0) -> bytes:
@@ -129,6 +139,12 @@ def shape(actions: list[Action]) -> list[tuple[type, int, int]]:
     return found
 
 
+def looked_at(actions: list[Action]) -> list[int]:
+    """The entries that these Looks are about, and nothing else."""
+    assert all(isinstance(action, Look) for action in actions)
+    return [entry.id for action in actions if isinstance(action, Look) for entry in action.entries]
+
+
 def committing(count: int = 3) -> Ledger:
     """A ledger with entry 1 handed to commit."""
     ledger, _ = taken(count)
@@ -142,15 +158,15 @@ def committing(count: int = 3) -> Ledger:
 
 def test_each_offer_is_looked_at() -> None:
     ledger = Ledger(XXH3, WINDOW)
-    looks = ledger.receive(m.Folder(b"a/b", 7, (offered(b"x", 5), offered(b"y", 0))))
-    assert all(isinstance(look, Look) for look in looks)
-    entries = [look.entry for look in looks if isinstance(look, Look)]
+    (look,) = ledger.receive(m.Folder(b"a/b", 7, (offered(b"x", 5), offered(b"y", 0))))
+    assert isinstance(look, Look)
+    entries = look.entries
     assert [(entry.id, entry.path, entry.size) for entry in entries] == [(7, b"a/b/x", 5), (8, b"a/b/y", 0)]
     assert (entries[0].mtime_ns, entries[0].tag[:3], entries[0].mode) == (7, b"tag", 0o644)
     (top,) = ledger.receive(m.Folder(b"", 9, (offered(b"z"),)))
     assert isinstance(top, Look)
-    assert top.entry.path == b"z"
-    assert (ledger.entries_offered, ledger.bytes_offered) == (3, 5 + 3 * CHUNK)
+    assert [entry.path for entry in top.entries] == [b"z"]
+    assert ledger.bytes_offered == 5 + 3 * CHUNK
 
 
 def test_g12_ids_rise_may_leave_gaps_and_are_never_used_again() -> None:
@@ -195,7 +211,8 @@ def test_what_is_too_large_is_refused_alone() -> None:
     actions = ledger.receive(
         m.Folder(b"", 1, (offered(b"x", MAX_FILE_SIZE + 1), offered(b"y", 1), offered(b"z", 2**64 - 1)))
     )
-    assert shape(actions) == [*refused(TooLarge.wire), (Look, actions[2].entry, 0), *refused(TooLarge.wire, entry=3)]  # type: ignore[union-attr]
+    assert shape(actions[:4]) == [*refused(TooLarge.wire), *refused(TooLarge.wire, entry=3)]
+    assert looked_at(actions[4:]) == [2]
     assert ledger.failed == 2
     assert ledger.bytes_offered == 1
 
@@ -205,7 +222,7 @@ def test_g6_a_name_that_is_not_one_name_is_refused_alone(name: bytes) -> None:
     ledger = Ledger(XXH3, WINDOW)
     actions = ledger.receive(m.Folder(b"", 1, (offered(name), offered(b"y"))))
     assert shape(actions[:2]) == refused(NameRefused.wire)
-    assert isinstance(actions[2], Look)
+    assert looked_at(actions[2:]) == [2]
 
 
 def test_g12_a_critical_tlv_refuses_its_entry_alone_and_by_name() -> None:
@@ -215,7 +232,7 @@ def test_g12_a_critical_tlv_refuses_its_entry_alone_and_by_name() -> None:
     actions = ledger.receive(m.Folder(b"", 1, entries))
     assert shape(actions[:2]) == refused(Unsupported.wire)
     assert "0x8012" in str(actions[0])
-    assert isinstance(actions[2], Look)
+    assert looked_at(actions[2:]) == [2]
 
 
 @pytest.mark.parametrize("reason", m.SkipReason, ids=lambda reason: reason.name)
@@ -664,7 +681,7 @@ def test_g10_a_cancelled_entry_is_refused_with_the_same_code(code: int, failed: 
     arrive(ledger, 0)
     assert shape(ledger.receive(m.Cancel(1, code, "it changed"))) == refused(code)
     assert ledger.failed == failed
-    assert (ledger.entries_offered, ledger.bytes_offered) == ((1, 3 * CHUNK) if failed else (0, 0))
+    assert ledger.bytes_offered == (3 * CHUNK if failed else 0)
     assert ledger.begin(data(1)) is None
 
 
@@ -777,7 +794,7 @@ def test_bye_is_answered_when_all_entries_ended_and_totals_agree() -> None:
 
 def test_signs_of_life_and_the_end_of_a_folder_ask_for_nothing() -> None:
     ledger = Ledger(XXH3, WINDOW)
-    assert ledger.receive(m.Ping()) == ledger.receive(m.FolderEnd(b"", 1, 0o755, 0)) == []
+    assert ledger.receive(m.Ping()) == ledger.receive(m.FolderEnd(b"", 1)) == []
 
 
 @pytest.mark.parametrize(
@@ -788,3 +805,424 @@ def test_signs_of_life_and_the_end_of_a_folder_ask_for_nothing() -> None:
 def test_messages_that_are_not_for_a_receiver(message: m.Message) -> None:
     with pytest.raises(ProtocolError, match="not for a receiver"):
         taken()[0].receive(message)
+
+
+# --- Folders and links ---------------------------------------------------------------------------------
+
+
+def bare(name: bytes = b"x", kind: Kind = Kind.FOLDER) -> m.Offered:
+    return m.Offered(kind, name, 0, 0, 0o755, 7, bytes(16), b"t" if kind is Kind.SYMLINK else b"")
+
+
+MADE = m.Receipt((m.ReceiptItem(1, m.ReceiptFlags.DURABLE, ChunkDigests(Grid.of(0), XXH3).root()),))
+
+
+@pytest.mark.parametrize("kind", [Kind.FOLDER, Kind.SYMLINK], ids=lambda kind: kind.name)
+def test_g5_a_folder_or_link_is_made_and_its_receipt_follows(kind: Kind) -> None:
+    ledger = Ledger(XXH3, WINDOW)
+    assert looked_at(ledger.receive(m.Folder(b"", 1, (bare(kind=kind),)))) == [1]
+    assert ledger.looked(1, Make()) == [Commit(1)]
+    assert ledger.committing(1)
+    assert ledger.committed(1, durable=True) == [Say(MADE)]
+    (outcome,) = ledger.ended()
+    assert (outcome.state, outcome.durable, outcome.root) == ("done", True, MADE.items[0].root)
+    files = kind is Kind.SYMLINK
+    assert (ledger.done, ledger.files, ledger.files_skipped, ledger.bytes_offered) == (1, files, 0, 0)
+
+
+def test_folders_are_entries_and_not_files() -> None:
+    ledger = Ledger(XXH3, WINDOW)
+    entries = (bare(b"d"), bare(b"e"), bare(b"l", Kind.SYMLINK), offered(b"f", 0))
+    ledger.receive(m.Folder(b"", 1, entries))
+    for entry_id in (1, 3, 4):
+        ledger.looked(entry_id, Leave(m.SkipReason.SAME))
+    ledger.looked(2, Reject(48, "a file has its name"))
+    assert (ledger.done, ledger.skipped, ledger.failed) == (0, 3, 1)
+    assert (ledger.files, ledger.files_skipped) == (2, 2)
+
+
+@pytest.mark.parametrize("kind", [Kind.FOLDER, Kind.SYMLINK], ids=lambda kind: kind.name)
+def test_g12_nothing_of_a_folder_or_link_travels(kind: Kind) -> None:
+    """Neither before it was looked at nor while it is made; and whatever size it claims."""
+    for made in (False, True):
+        for message in (data(0), m.Zeros(1, (m.Range(0, 1),)), m.Finish(1, root_of(0)), m.Digests(1, XXH3, 0, b"")):
+            ledger = Ledger(XXH3, WINDOW)
+            ledger.receive(m.Folder(b"", 1, (replace(bare(kind=kind), size=3 * CHUNK),)))
+            if made:
+                ledger.looked(1, Make())
+            with pytest.raises(ProtocolError, match="makes no sense"):
+                if isinstance(message, m.Data):
+                    ledger.begin(message)
+                elif isinstance(message, m.Zeros):
+                    ledger.zeros(message)
+                else:
+                    ledger.receive(message)
+            assert ledger.bytes_offered == 0
+
+
+def test_a_folder_that_cannot_be_made_fails_alone() -> None:
+    ledger = Ledger(XXH3, WINDOW)
+    ledger.receive(m.Folder(b"", 1, (bare(b"d"), bare(b"e"))))
+    ledger.looked(1, Make())
+    ledger.looked(2, Make())
+    assert shape(ledger.fail(1, NoSpace.wire, "full")) == refused(NoSpace.wire)
+    assert ledger.committing(2)
+    assert (ledger.failed, ledger.done) == (1, 0)
+
+
+def test_a_folder_that_is_withdrawn() -> None:
+    """Before the look, and while it is made: then the answer is the receipt."""
+    ledger = Ledger(XXH3, WINDOW)
+    ledger.receive(m.Folder(b"", 1, (bare(b"d"), bare(b"e"))))
+    assert ledger.receive(m.Cancel(2, m.WITHDRAWN, "")) == []
+    assert shape(ledger.looked(2, Make())) == refused(m.WITHDRAWN, entry=2)
+    ledger.looked(1, Make())
+    assert ledger.receive(m.Cancel(1, m.WITHDRAWN, "")) == []
+    assert ledger.committed(1, durable=True) == [Say(MADE)]
+
+
+def test_a_batch_is_answered_in_its_order() -> None:
+    ledger = Ledger(XXH3, WINDOW)
+    (look,) = offer(ledger, 1, 1, 1)
+    assert isinstance(look, Look)
+    one, two, three = look.entries
+    ledger.receive(m.Cancel(3, m.WITHDRAWN, ""))
+    found = [(one, Leave(m.SkipReason.SAME)), (two, Reject(Exists.wire, "it is there")), (three, take(1))]
+    assert shape(ledger.looked_all(found)) == [
+        (Say, 0, 0),
+        *refused(Exists.wire, entry=2),
+        *refused(m.WITHDRAWN, entry=3),
+    ]
+
+
+def tree(*inside: m.Offered) -> Ledger:
+    """A ledger to which folder ``d`` was offered as entry 100, behind these entries of it."""
+    ledger = Ledger(XXH3, WINDOW)
+    assert looked_at(ledger.receive(m.Folder(b"d", 1, inside))) == list(range(1, len(inside) + 1))
+    assert ledger.receive(m.Folder(b"", 100, (bare(b"d"),))) == []
+    return ledger
+
+
+@pytest.mark.parametrize("end", ["skipped", "rejected", "failed", "withdrawn", "cancelled", "committed"])
+def test_a_folder_waits_for_what_is_in_it_however_that_ends(end: str) -> None:
+    """Each name that appears in it changes its time, so its own entry comes behind them."""
+    ledger = tree(offered(b"x", CHUNK), offered(b"y", CHUNK))
+    assert looked_at(ledger.looked(2, Leave(m.SkipReason.SAME))[1:]) == []
+    actions: list[Action] = []
+    match end:
+        case "skipped":
+            actions = ledger.looked(1, Leave(m.SkipReason.KEPT))
+        case "rejected":
+            actions = ledger.looked(1, Reject(Exists.wire, "it is there"))
+        case "cancelled":
+            ledger.receive(m.Cancel(1, SourceChanged.wire, "it changed"))
+            actions = ledger.looked(1, take(1))
+        case _:
+            assert ledger.looked(1, take(1)) == [want((0, 1))]
+    match end:
+        case "failed":
+            actions = ledger.fail(1, NoSpace.wire, "full")
+        case "withdrawn":
+            actions = ledger.receive(m.Cancel(1, m.WITHDRAWN, "it changed"))
+        case "committed":
+            arrive(ledger, 0)
+            assert finish(ledger, root_of(1)) == [Commit(1)]
+            actions = ledger.committed(1, durable=True)
+    assert looked_at(actions[-1:]) == [100]
+    assert ledger.looked(100, Make()) == [Commit(100)]
+
+
+def test_a_folder_waits_only_for_what_is_right_below_it() -> None:
+    ledger = Ledger(XXH3, WINDOW)
+    ledger.receive(m.Folder(b"d/e", 1, (offered(b"x", CHUNK),)))
+    ledger.receive(m.Folder(b"dd", 2, (offered(b"x", CHUNK),)))
+    assert looked_at(ledger.receive(m.Folder(b"", 3, (bare(b"d"),)))) == [3]
+    assert ledger.receive(m.Folder(b"d", 4, (bare(b"e"),))) == []
+    assert looked_at(ledger.looked(1, Leave(m.SkipReason.SAME))[1:]) == [4]
+
+
+def test_folders_wait_for_each_other_from_the_inside_out() -> None:
+    ledger = Ledger(XXH3, WINDOW)
+    ledger.receive(m.Folder(b"a/b", 1, (offered(b"x", CHUNK),)))
+    assert ledger.receive(m.Folder(b"a", 2, (bare(b"b"),))) == []
+    assert ledger.receive(m.Folder(b"", 3, (bare(b"a"),))) == []
+    assert looked_at(ledger.looked(1, Leave(m.SkipReason.SAME))[1:]) == [2]
+    assert ledger.looked(2, Make()) == [Commit(2)]
+    assert looked_at(ledger.committed(2, durable=True)[1:]) == [3]
+
+
+def test_a_folder_below_the_sessions_own_waits_too() -> None:
+    ledger = Ledger(XXH3, WINDOW, b"base")
+    ledger.receive(m.Folder(b"d", 1, (offered(b"x", CHUNK),)))
+    assert ledger.receive(m.Folder(b"", 2, (bare(b"d"),))) == []
+    (_, look) = ledger.looked(1, Leave(m.SkipReason.SAME))
+    assert isinstance(look, Look)
+    assert [entry.path for entry in look.entries] == [b"base/d"]
+
+
+def test_what_comes_behind_its_folder_is_not_waited_for_by_those_before() -> None:
+    """A folder that was offered waits for all that is in it then; what follows is the next one's."""
+    ledger = tree(offered(b"x", CHUNK))
+    ledger.receive(m.Folder(b"d", 101, (offered(b"y", CHUNK),)))
+    assert ledger.receive(m.Folder(b"", 102, (bare(b"d"),))) == []
+    ledger.looked(1, Leave(m.SkipReason.SAME))
+    assert looked_at(ledger.looked(101, Leave(m.SkipReason.SAME))[1:]) == [100, 102]
+
+
+def test_a_folder_that_waits_can_be_withdrawn_and_still_has_its_turn() -> None:
+    ledger = tree(offered(b"x", CHUNK))
+    assert ledger.receive(m.Cancel(100, m.WITHDRAWN, "")) == []
+    assert looked_at(ledger.looked(1, Leave(m.SkipReason.SAME))[1:]) == [100]
+    assert shape(ledger.looked(100, Make())) == refused(m.WITHDRAWN, entry=100)
+
+
+def test_g8_a_folder_that_waits_is_outstanding() -> None:
+    ledger = tree(offered(b"x", CHUNK))
+    with pytest.raises(ProtocolError, match="open"):
+        ledger.receive(m.Bye(0, 0, 0))
+    with pytest.raises(ProtocolError, match="outstanding"):
+        offer(ledger, *[0] * (WINDOW - 1), first=200)
+    ledger.receive(m.Folder(b"d", 101, ()))  # an empty batch holds up nobody
+    assert looked_at(ledger.looked(1, Leave(m.SkipReason.SAME))[1:]) == [100]
+
+
+def test_an_empty_batch_is_nothing() -> None:
+    ledger = Ledger(XXH3, WINDOW)
+    assert ledger.receive(m.Folder(b"d", 1, ())) == []
+    assert looked_at(ledger.receive(m.Folder(b"", 2, (bare(b"d"),)))) == [2]
+
+
+# --- Small files: one frame each, as long as nothing happens -------------------------------------------
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of one chunk are small."""
+    monkeypatch.setattr(module, "SMALL", CHUNK)
+
+
+def fresh(count: int, *, size: int = 1) -> tuple[Ledger, list[Action]]:
+    """A ledger that wants so many small files, of ``size`` chunks each, and what it answered."""
+    ledger = Ledger(XXH3, WINDOW)
+    (look,) = offer(ledger, *[size] * count)
+    assert isinstance(look, Look)
+    return ledger, ledger.looked_all([(entry, FRESH) for entry in look.entries])
+
+
+def final(entry: int = 1) -> m.Data:
+    return m.Data(entry, 0, XXH3.function(chunk(0)), CHUNK, final=True)
+
+
+def arrive_whole(ledger: Ledger, entry: int = 1) -> list[Action]:
+    where = ledger.begin(final(entry))
+    assert where is not None
+    return ledger.written(where, 0, XXH3.function(chunk(0)))
+
+
+@pytest.mark.usefixtures("small")
+def test_small_files_are_wanted_together_and_each_is_committed_by_its_data() -> None:
+    ledger, actions = fresh(3)
+    assert actions == [Say(m.WantAll((1, 2, 3)))]
+    assert arrive_whole(ledger, 2) == [Commit(2)]
+    assert arrive_whole(ledger, 1) == [Commit(1)]
+    assert not ledger.committing(3)
+    root = root_of(1)
+    receipts = tuple(m.ReceiptItem(entry_id, m.ReceiptFlags.DURABLE, root) for entry_id in (2, 1))
+    assert ledger.committed_all([(2, b"a/f1"), (1, b"a/f0.1")], durable=True) == [Say(m.Receipt(receipts))]
+    two, one = ledger.ended()
+    assert (two.state, two.root, two.sent, two.reused, two.entry.path) == ("done", root, CHUNK, 0, b"a/f1")
+    assert one.entry.path == b"a/f0.1"
+    assert (ledger.done, ledger.files, ledger.bytes_received, ledger.bytes_offered) == (2, 2, 2 * CHUNK, 3 * CHUNK)
+
+
+@pytest.mark.usefixtures("small")
+def test_receipts_keep_to_their_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(m, "MAX_ANSWERS", 2)
+    ledger, _ = fresh(3)
+    for entry_id in (1, 2, 3):
+        arrive_whole(ledger, entry_id)
+    says = ledger.committed_all([(entry_id, b"p") for entry_id in (1, 2, 3)], durable=False)
+    assert [len(say.message.items) for say in says if isinstance(say, Say)] == [2, 1]  # type: ignore[union-attr]
+
+
+@pytest.mark.usefixtures("small")
+def test_an_empty_file_is_committed_by_its_finish() -> None:
+    ledger, actions = fresh(1, size=0)
+    assert actions == [Say(m.WantAll((1,)))]
+    assert finish(ledger, root_of(0)) == [Commit(1)]
+    ledger, _ = fresh(1, size=0)
+    assert shape(finish(ledger, root_of(1))) == refused(IntegrityError.wire)
+
+
+@pytest.mark.usefixtures("small")
+def test_g1_a_small_file_whose_data_is_not_final_waits_for_finish() -> None:
+    ledger, _ = fresh(1)
+    receiving = ledger.begin(data(0))
+    assert receiving is not None
+    assert ledger.written(receiving, 0, XXH3.function(chunk(0))) == []
+    assert finish(ledger, root_of(1)) == [Commit(1)]
+
+
+@pytest.mark.usefixtures("small")
+def test_g4_a_small_file_that_contradicts_its_finish_is_refused() -> None:
+    ledger, _ = fresh(1)
+    where = ledger.begin(data(0))
+    assert where is not None
+    ledger.written(where, 0, XXH3.function(chunk(0)))
+    assert finish(ledger, root_of(2)) == [Say(m.AskDigests(1, XXH3, 0, 1))]
+    assert shape(ledger.receive(m.Digests(1, XXH3, 0, digests_of(1).slice(0, 1)))) == refused(IntegrityError.wire)
+
+
+@pytest.mark.usefixtures("small")
+def test_g4_a_final_data_and_another_finish_contradict_each_other() -> None:
+    ledger, _ = fresh(1)
+    assert arrive_whole(ledger) == [Commit(1)]
+    assert finish(ledger, root_of(1)) == []
+    with pytest.raises(ProtocolError, match="another root"):
+        finish(ledger, root_of(2))
+
+
+@pytest.mark.usefixtures("small")
+def test_g4_a_small_file_that_was_damaged_is_wanted_again() -> None:
+    ledger, _ = fresh(1)
+    for _ in range(m.MAX_REPAIRS):
+        where = ledger.begin(final())
+        assert where is not None
+        assert ledger.damaged(where, 0) == [want((0, 1))]
+    assert arrive_whole(ledger) == [Commit(1)]
+    assert ledger.bytes_received == (1 + m.MAX_REPAIRS) * CHUNK
+    ledger, _ = fresh(1)
+    for again in range(1 + m.MAX_REPAIRS):
+        where = ledger.begin(final())
+        assert where is not None
+        actions = ledger.damaged(where, 0)
+        assert again == m.MAX_REPAIRS or actions == [want((0, 1))]
+    assert shape(actions) == refused(IntegrityError.wire)
+
+
+@pytest.mark.usefixtures("small")
+def test_g4_a_small_file_that_was_damaged_may_be_repaired_by_data_that_is_not_final() -> None:
+    ledger, _ = fresh(1)
+    where = ledger.begin(final())
+    assert where is not None
+    ledger.damaged(where, 0)
+    assert arrive(ledger, 0) == [Commit(1)]  # its FINISH was said with the first
+
+
+@pytest.mark.usefixtures("small")
+def test_g5_a_small_file_that_the_disk_lost_is_wanted_again() -> None:
+    ledger, _ = fresh(1)
+    arrive_whole(ledger)
+    assert ledger.lost(1, spans((0, 1))) == [want((0, 1))]
+    assert not ledger.committing(1)
+    assert arrive(ledger, 0) == [Commit(1)]
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("how", ["twice", "index", "short", "long", "empty", "early"])
+def test_what_a_small_file_does_not_have(how: str) -> None:
+    ledger, _ = fresh(1)
+    message = final()
+    match how:
+        case "twice":
+            ledger.begin(message)
+        case "index":
+            message = replace(message, index=1)
+        case "short":
+            message = replace(message, length=CHUNK - 1)
+        case "long":
+            message = replace(message, length=CHUNK + 1)
+        case "empty":
+            message = replace(message, length=0)
+        case "early":
+            ledger = Ledger(XXH3, WINDOW)
+            offer(ledger, 1)
+    with pytest.raises(ProtocolError, match="not asked for|bytes|makes no sense"):
+        ledger.begin(message)
+
+
+@pytest.mark.usefixtures("small")
+def test_an_empty_file_has_no_data() -> None:
+    ledger, _ = fresh(1, size=0)
+    with pytest.raises(ProtocolError, match="not asked for"):
+        ledger.begin(replace(final(), length=0))
+
+
+def test_only_a_file_of_one_chunk_has_a_final_data() -> None:
+    ledger, _ = taken(2)
+    with pytest.raises(ProtocolError, match="more than one chunk"):
+        ledger.begin(replace(data(0), final=True))
+    ledger, _ = taken(1)
+    assert arrive_whole(ledger) == [Commit(1)]
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("written", [False, True], ids=["being-written", "written"])
+def test_a_small_file_that_is_cancelled(written: bool) -> None:
+    """While it is being written it ends at once; when it is committing, the commit is the answer."""
+    ledger, _ = fresh(1)
+    where = ledger.begin(final())
+    assert where is not None
+    if written:
+        assert ledger.written(where, 0, XXH3.function(chunk(0))) == [Commit(1)]
+        assert ledger.receive(m.Cancel(1, m.WITHDRAWN, "")) == []
+        (say,) = ledger.committed_all([(1, b"a/f0")], durable=True)
+        assert isinstance(say, Say)
+        assert isinstance(say.message, m.Receipt)
+        return
+    assert shape(ledger.receive(m.Cancel(1, m.WITHDRAWN, ""))) == refused(m.WITHDRAWN)
+    assert ledger.written(where, 0, XXH3.function(chunk(0))) == []
+    assert ledger.bytes_offered == 0
+
+
+@pytest.mark.usefixtures("small")
+def test_a_small_file_that_is_cancelled_before_its_look() -> None:
+    ledger = Ledger(XXH3, WINDOW)
+    (look,) = offer(ledger, 1, 1)
+    assert isinstance(look, Look)
+    assert ledger.receive(m.Cancel(1, m.WITHDRAWN, "")) == []
+    found = [(entry, FRESH) for entry in look.entries]
+    actions = ledger.looked_all(found)
+    assert shape(actions[:2]) == refused(m.WITHDRAWN)
+    assert actions[2:] == [Say(m.WantAll((2,)))]
+    ledger.fail(2, NoSpace.wire, "full")
+    assert ledger.looked_all(found[1:]) == [Release(2)]
+
+
+@pytest.mark.usefixtures("small")
+def test_reports_about_small_files_that_ended_change_nothing() -> None:
+    ledger, _ = fresh(1)
+    where = ledger.begin(final())
+    assert where is not None
+    ledger.fail(1, NoSpace.wire, "full")
+    assert ledger.written(where, 0, XXH3.function(chunk(0))) == []
+    assert ledger.damaged(where, 0) == []
+    assert ledger.begin(final()) is None
+    assert (ledger.done, ledger.skipped, ledger.failed) == (0, 0, 1)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_small_file_of_which_something_is_held() -> None:
+    ledger = Ledger(XXH3, WINDOW)
+    offer(ledger, 1, 1, 1)
+    assert ledger.looked(1, take(1, held=spans((0, 1)))) == [want(held=CHUNK), Rehash(1, ((0, 1),))]
+    assert ledger.looked(2, take(1, doubted=spans((0, 1)))) == [
+        want(entry=2),
+        Say(m.AskDigests(2, SHA, 0, 1)),
+    ]
+    assert ledger.looked(3, Leave(m.SkipReason.SAME)) == [Say(m.Skip((m.SkipItem(3, m.SkipReason.SAME),)))]
+    finish(ledger, root_of(1))
+    assert ledger.rehashed(1, 0, XXH3.function(chunk(0))) == [Commit(1)]
+
+
+@pytest.mark.usefixtures("small")
+def test_a_folder_waits_for_its_small_files() -> None:
+    ledger = Ledger(XXH3, WINDOW)
+    (look,) = ledger.receive(m.Folder(b"d", 1, (offered(b"x", CHUNK), offered(b"y", CHUNK))))
+    assert isinstance(look, Look)
+    assert ledger.receive(m.Folder(b"", 3, (bare(b"d"),))) == []
+    ledger.looked_all([(entry, FRESH) for entry in look.entries])
+    arrive_whole(ledger, 1)
+    arrive_whole(ledger, 2)
+    actions = ledger.committed_all([(1, b"d/x"), (2, b"d/y")], durable=True)
+    assert looked_at(actions[1:]) == [3]

@@ -1,4 +1,4 @@
-"""The sender's half, rule by rule. Chunks have 8 bytes here."""
+"""The sender's half, rule by rule. Chunks have 8 bytes here, and no file is small unless a test says so."""
 
 from __future__ import annotations
 
@@ -12,7 +12,18 @@ from ftx.protocol import messages as m
 from ftx.protocol.manifest import ChunkDigests, DigestName, Grid, Kind, Pin
 from ftx.protocol.ranges import RangeSet
 from ftx.transfer import plan as module
-from ftx.transfer.plan import AnswerDigests, CheckSource, HashChunk, Job, Outcome, Plan, Say, SendChunk
+from ftx.transfer.plan import (
+    AnswerDigests,
+    CheckSource,
+    HashChunk,
+    Job,
+    Live,
+    Outcome,
+    Plan,
+    Say,
+    SendChunk,
+    SendSmall,
+)
 
 XXH3, SHA = DigestName.XXH3_128, DigestName.SHA_256
 CHUNK = 8
@@ -21,6 +32,7 @@ CHUNK = 8
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest, "MIN_CHUNK", CHUNK)
+    monkeypatch.setattr(module, "SMALL", -1)
 
 
 def digest_of(index: int, version: int = 0) -> bytes:
@@ -121,11 +133,15 @@ def test_offers_are_said_with_rising_ids_and_take_room() -> None:
     assert plan.room() == 97
     assert said(plan) == m.Folder(b"a/b", 1, (offered, offered))
     assert said(plan) == m.Folder(b"", 3, (offered,))
-    entries = [plan.entry(entry_id) for entry_id in (1, 3)]
-    assert [entry.path for entry in entries if entry] == [b"a/b/x", b"x"]
-    plan.receive(skip(2))
+    (two,) = plan.receive(skip(2))
     assert plan.room() == 98
-    assert plan.entry(2) is None
+    (one,), (three,) = plan.receive(skip(1)), plan.receive(skip(3))
+    assert plan.room() == 100
+    assert [(ended.entry.id, ended.entry.path) for ended in (one, two, three)] == [
+        (1, b"a/b/x"),
+        (2, b"a/b/x"),
+        (3, b"x"),
+    ]
 
 
 def test_a_receiver_that_grants_less_than_it_must_changes_nothing() -> None:
@@ -143,9 +159,9 @@ def test_an_offer_alone_makes_no_work() -> None:
 
 def test_the_end_of_a_folder_is_said_behind_its_offers() -> None:
     plan = Plan(XXH3)
-    end = m.FolderEnd(b"a", 1, 0o755, 0)
+    end = m.FolderEnd(b"a", 1)
     plan.offer(b"a", [])
-    plan.folder_end(end)
+    plan.say(end)
     plan.say(m.Ping())
     assert [type(said(plan)) for _ in range(3)] == [m.Folder, m.FolderEnd, m.Ping]
 
@@ -153,7 +169,7 @@ def test_the_end_of_a_folder_is_said_behind_its_offers() -> None:
 # --- What comes first (G3) -----------------------------------------------------------------------------
 
 
-def test_g3_missing_chunks_then_digests_then_reading_then_the_last_look() -> None:
+def test_g3_missing_chunks_then_digests_then_reading_and_a_last_look_at_once() -> None:
     plan = Plan(XXH3)
     offer(plan, 3, 2, 1, known=())
     plan.receive(want(1, held=3 * CHUNK))
@@ -167,11 +183,11 @@ def test_g3_missing_chunks_then_digests_then_reading_then_the_last_look() -> Non
         SendChunk(2, 1),
         AnswerDigests(1, SHA, 0, 1),
         HashChunk(2, 0),
+        CheckSource(2),
+        Say(m.Finish(2, root_of(2))),
         HashChunk(1, 0),
         HashChunk(1, 1),
         HashChunk(1, 2),
-        CheckSource(2),
-        Say(m.Finish(2, root_of(2))),
         CheckSource(1),
         Say(m.Finish(1, root_of(3))),
     ]
@@ -185,6 +201,17 @@ def test_g3_a_chunk_wanted_late_goes_before_all_reading() -> None:
     plan.receive(want(1, (2, 3)))
     assert take(plan) == SendChunk(1, 2)
     assert take(plan) == HashChunk(1, 1)
+
+
+def test_a_last_look_goes_before_the_chunks_of_others() -> None:
+    """It costs nothing, lets go of a source, and what is whole can be committed while the others are sent."""
+    plan = Plan(XXH3)
+    offer(plan, 1, 2)
+    plan.receive(want(1, (0, 1)))
+    plan.receive(want(2, (0, 2)))
+    carry_out(plan, take(plan))
+    assert take(plan) == CheckSource(1)
+    assert take(plan) == SendChunk(2, 0)
 
 
 def test_what_is_said_goes_before_bulk_on_the_control_lane() -> None:
@@ -244,8 +271,7 @@ def test_wanted_holes_go_as_zeros_and_are_not_read() -> None:
     plan.chunk_read(1, 3, digest_of(3))
     plan.chunk_sent(1, 3)
     assert take(plan) == CheckSource(1)
-    assert plan.bytes_sent == 2 * CHUNK
-    assert plan.bytes_zeros == 3 * CHUNK
+    assert (plan.live().sent, plan.live().zeros) == (2 * CHUNK, 3 * CHUNK)
 
 
 def test_zeros_keep_to_their_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,7 +409,7 @@ def test_a_receipt_may_overtake_the_report_of_a_repair() -> None:
     plan.chunk_read(1, 1, digest_of(1))
     (outcome,) = plan.receive(receipt(1, root_of(2)))
     carry_out(plan, job)
-    assert (outcome.state, outcome.reused, plan.bytes_held) == ("done", 0, 0)
+    assert (outcome.state, outcome.reused) == ("done", 0)
 
 
 # --- CANCEL --------------------------------------------------------------------------------------------
@@ -509,7 +535,7 @@ def test_outcome_of_a_receipt(flags: int) -> None:
     assert isinstance(outcome, Outcome)
     assert (outcome.state, outcome.root, outcome.durable) == ("done", root_of(3), bool(flags))
     assert (outcome.sent, outcome.reused) == (CHUNK, 2 * CHUNK)
-    assert (plan.done, plan.bytes_sent, plan.bytes_held) == (1, CHUNK, 2 * CHUNK)
+    assert plan.done == 1
     assert plan.moved(1) == (0, 0)
 
 
@@ -528,11 +554,69 @@ def test_g1_a_receipt_before_finish_is_refused() -> None:
             plan.receive(receipt(1, root_of(0)))
 
 
+def offer_bare(plan: Plan, kind: Kind) -> None:
+    """Offer entry 1, a folder or link, and take the FOLDER out."""
+    offered = m.Offered(kind, b"x", 0, 0, 0o755, 0, bytes(16))
+    assert plan.offer(b"", [(offered, RangeSet(), ChunkDigests(Grid.of(0), XXH3))]) == [1]
+    assert isinstance(said(plan), m.Folder)
+
+
+@pytest.mark.parametrize("kind", [Kind.FOLDER, Kind.SYMLINK], ids=lambda kind: kind.name)
+def test_a_folder_or_link_is_done_by_the_receipt_alone(kind: Kind) -> None:
+    plan = Plan(XXH3)
+    offer_bare(plan, kind)
+    assert take(plan) is None
+    (outcome,) = plan.receive(receipt(1, root_of(0), m.ReceiptFlags.DURABLE))
+    assert (outcome.state, outcome.durable, outcome.root) == ("done", True, root_of(0))
+    plan.scan_done()
+    assert take(plan) == Say(m.Bye(1, 0, 0))
+
+
+@pytest.mark.parametrize("kind", [Kind.FOLDER, Kind.SYMLINK], ids=lambda kind: kind.name)
+def test_a_receipt_for_a_folder_or_link_has_the_root_of_nothing(kind: Kind) -> None:
+    for root in (b"", root_of(1), SHA.function(bytes(8))):
+        plan = Plan(XXH3)
+        offer_bare(plan, kind)
+        with pytest.raises(ProtocolError, match="root digest"):
+            plan.receive(receipt(1, root))
+        assert plan.done == 0
+
+
+def test_g1_a_receipt_for_an_empty_file_that_nobody_looked_at_is_refused() -> None:
+    """Its root is known from the start, but not that the source is still empty (G10)."""
+    plan = Plan(XXH3)
+    offer(plan, 0)
+    with pytest.raises(ProtocolError, match="nothing was sent"):
+        plan.receive(receipt(1, root_of(0)))
+    assert plan.done == 0
+
+
+def test_what_is_under_way_is_summed_up_over_what_has_not_ended() -> None:
+    plan = Plan(XXH3)
+    offer(plan, 3, 1, 2, holes=RangeSet([(2, 3)]))
+    offered = m.Offered(Kind.FOLDER, b"x", 0, 0, 0o755, 0, bytes(16))
+    plan.offer(b"", [(offered, RangeSet(), ChunkDigests(Grid.of(0), XXH3))])
+    said(plan)
+    plan.receive(want(1, (1, 3), held=CHUNK))
+    for job in jobs(plan):
+        if isinstance(job, SendChunk):
+            carry_out(plan, job)
+    assert plan.live() == Live(all_offered=False, files=3, size=6 * CHUNK, sent=CHUNK, held=CHUNK, zeros=CHUNK)
+    plan.scan_done()
+    plan.receive(skip(2))
+    assert plan.live() == Live(all_offered=True, files=2, size=5 * CHUNK, sent=CHUNK, held=CHUNK, zeros=CHUNK)
+    plan.receive(refuse(1, 50))
+    assert plan.live() == Live(all_offered=True, files=1, size=2 * CHUNK, sent=0, held=0, zeros=0)
+    plan.receive(skip(3))
+    plan.receive(receipt(4, root_of(0)))
+    assert plan.live() == Live(all_offered=True, files=0, size=0, sent=0, held=0, zeros=0)
+
+
 def test_held_is_never_more_than_there_is() -> None:
     plan = Plan(XXH3)
     offer(plan, 1)
     plan.receive(want(1, held=2**64 - 1))
-    assert plan.bytes_held == CHUNK
+    assert plan.live().held == CHUNK
 
 
 # --- What a receiver must not say ----------------------------------------------------------------------
@@ -751,4 +835,218 @@ def test_reports_about_ended_entries_change_nothing() -> None:
     plan.cancel(1, 34, "")
     assert plan.checked(1, Pin.CHANGED)
     assert take(plan) is None
-    assert plan.bytes_sent == 0
+    assert plan.live().sent == 0
+
+
+# --- Small files: one frame each, as long as nothing happens -------------------------------------------
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of one chunk are small."""
+    monkeypatch.setattr(module, "SMALL", CHUNK)
+
+
+def small_sent(plan: Plan, *entries: int) -> None:
+    """As a writer does with a SendSmall."""
+    assert take(plan) == SendSmall(entries)
+    assert plan.small_begun(entries) == list(entries)
+    for entry_id in entries:
+        assert plan.small_read(entry_id, digest_of(0))
+
+
+@pytest.mark.usefixtures("small")
+def test_small_files_go_in_one_job_and_are_done_by_their_receipts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SMALL_STEP", 2)
+    plan = Plan(XXH3)
+    offer(plan, 1, 1, 1)
+    plan.scan_done()
+    assert take(plan) is None
+    plan.receive(m.WantAll((1, 2, 3)))
+    small_sent(plan, 1, 2)
+    small_sent(plan, 3)
+    assert take(plan) is None
+    assert plan.live() == Live(all_offered=True, files=3, size=3 * CHUNK, sent=3 * CHUNK, held=0, zeros=0)
+    for entry_id in (1, 2, 3):
+        (outcome,) = plan.receive(receipt(entry_id, root_of(1), m.ReceiptFlags.DURABLE))
+        assert (outcome.state, outcome.durable, outcome.root) == ("done", True, root_of(1))
+        assert (outcome.sent, outcome.reused) == (CHUNK, 0)
+    assert take(plan) == Say(m.Bye(3, 0, 0))
+
+
+@pytest.mark.usefixtures("small")
+def test_a_small_file_that_is_there_is_skipped() -> None:
+    plan = Plan(XXH3)
+    offer(plan, 1, 1)
+    plan.scan_done()
+    (same,) = plan.receive(skip(1))
+    (kept,) = plan.receive(skip(2, m.SkipReason.KEPT))
+    assert (same.state, same.reused, same.message) == ("skipped", CHUNK, "")
+    assert (kept.state, kept.reused) == ("skipped", 0)
+    assert "kept" in kept.message
+    assert take(plan) == Say(m.Bye(0, 2, 0))
+
+
+@pytest.mark.usefixtures("small")
+def test_g1_g4_no_other_receipt_for_a_small_file_counts() -> None:
+    """None before it was sent, and none with another root."""
+    plan = Plan(XXH3)
+    offer(plan, 1)
+    for match in ("nothing was sent", "makes no sense"):
+        with pytest.raises(ProtocolError, match=match):
+            plan.receive(receipt(1, root_of(1)))
+        plan = Plan(XXH3)
+        offer(plan, 1)
+        plan.receive(m.WantAll((1,)))
+    small_sent(plan, 1)
+    with pytest.raises(ProtocolError, match="root digest"):
+        plan.receive(receipt(1, root_of(1, version=1)))
+    assert plan.done == 0
+
+
+@pytest.mark.usefixtures("small")
+def test_g4_a_small_file_that_was_damaged_is_sent_again_like_any_other() -> None:
+    plan = Plan(XXH3)
+    offer(plan, 1)
+    plan.receive(m.WantAll((1,)))
+    small_sent(plan, 1)
+    for _ in range(m.MAX_REPAIRS):
+        plan.receive(want(1, (0, 1)))
+        job = take(plan)
+        assert job == SendChunk(1, 0)
+        carry_out(plan, job)
+        assert take(plan) is None  # FINISH was said with the first
+    with pytest.raises(ProtocolError, match="again and again"):
+        plan.receive(want(1, (0, 1)))
+    (outcome,) = plan.receive(receipt(1, root_of(1)))
+    assert (outcome.state, outcome.sent, outcome.reused) == ("done", (1 + m.MAX_REPAIRS) * CHUNK, 0)
+
+
+@pytest.mark.usefixtures("small")
+def test_g10_a_small_file_that_reads_differently_when_it_is_sent_again() -> None:
+    plan = Plan(XXH3)
+    offer(plan, 1)
+    plan.receive(m.WantAll((1,)))
+    small_sent(plan, 1)
+    plan.receive(want(1, (0, 1)))
+    assert take(plan) == SendChunk(1, 0)
+    with pytest.raises(SourceChanged):
+        plan.chunk_read(1, 0, digest_of(0, version=1))
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("taken", [False, True], ids=["before", "behind"])
+def test_g10_a_small_file_is_given_up_like_any_other(taken: bool) -> None:
+    """Before its job was taken, or when it was."""
+    plan = Plan(XXH3)
+    offer(plan, 1, 1)
+    plan.receive(m.WantAll((1, 2)))
+    if taken:
+        assert take(plan) == SendSmall((1, 2))
+    plan.cancel(1, m.WITHDRAWN, "it changed")
+    assert take(plan) == Say(m.Cancel(1, m.WITHDRAWN, "it changed"))
+    if not taken:
+        assert take(plan) == SendSmall((1, 2))
+    assert plan.small_begun((1, 2)) == [2]
+    assert not plan.small_read(1, digest_of(0))
+    assert plan.small_read(2, digest_of(0))
+    assert take(plan) is None
+    (outcome,) = plan.receive(refuse(1, m.WITHDRAWN))
+    assert outcome.state == "withdrawn"
+
+
+@pytest.mark.usefixtures("small")
+def test_a_small_file_that_the_receiver_ended_meanwhile_is_not_sent() -> None:
+    plan = Plan(XXH3)
+    offer(plan, 1, 1)
+    plan.receive(m.WantAll((1, 2)))
+    assert take(plan) == SendSmall((1, 2))
+    plan.receive(refuse(1, 50))
+    assert plan.small_begun((1, 2)) == [2]
+    assert not plan.small_read(1, digest_of(0))
+
+
+@pytest.mark.usefixtures("small")
+def test_a_small_file_that_is_wanted_or_asked_about_by_itself() -> None:
+    """A receiver need not know what is small here: whatever it says about an entry is answered."""
+    plan = Plan(XXH3)
+    offer(plan, 1, 1, 1)
+    plan.receive(want(1, (0, 1)))
+    plan.receive(want(2, held=CHUNK))
+    plan.receive(m.WantAll((3,)))
+    plan.receive(m.AskDigests(3, XXH3, 0, 1))
+    seen = []
+    for job in jobs(plan):
+        if isinstance(job, SendSmall):
+            assert plan.small_begun(job.entries) == []
+            continue
+        seen.append(job)
+        carry_out(plan, job)
+    finishes = [Say(m.Finish(entry_id, root_of(1))) for entry_id in (1, 2, 3)]
+    assert sorted(map(str, seen)) == sorted(
+        map(
+            str,
+            [
+                SendChunk(1, 0),
+                SendChunk(3, 0),
+                HashChunk(2, 0),
+                Say(m.Digests(3, XXH3, 0, digest_of(0))),
+                *(CheckSource(entry_id) for entry_id in (1, 2, 3)),
+                *finishes,
+            ],
+        )
+    )
+
+
+@pytest.mark.usefixtures("small")
+def test_what_is_all_wanted_need_not_be_small() -> None:
+    plan = Plan(XXH3)
+    offer(plan, 3, 0)
+    plan.receive(m.WantAll((1, 2)))
+    assert take(plan) == SendSmall((2,))
+    assert [take(plan) for _ in range(4)] == [*(SendChunk(1, index) for index in range(3)), None]
+
+
+@pytest.mark.usefixtures("small")
+def test_an_empty_file_is_small_too() -> None:
+    plan = Plan(XXH3)
+    offer(plan, 0)
+    plan.receive(m.WantAll((1,)))
+    assert take(plan) == SendSmall((1,))
+    assert plan.small_read(1, b"")
+    with pytest.raises(ProtocolError, match="root digest"):
+        plan.receive(receipt(1, root_of(1)))
+    (outcome,) = plan.receive(receipt(1, root_of(0)))
+    assert outcome.state == "done"
+
+
+@pytest.mark.usefixtures("small")
+def test_g12_want_all_for_what_ended_and_for_what_was_never_offered() -> None:
+    plan = Plan(XXH3)
+    offer(plan, 1, 1)
+    plan.receive(refuse(1, 50))
+    with pytest.raises(ProtocolError, match="never offered"):
+        plan.receive(m.WantAll((2, 3)))
+    with pytest.raises(ProtocolError, match="never offered"):
+        plan.receive(m.WantAll((0,)))
+    assert plan.receive(m.WantAll((1,))) == []
+
+
+@pytest.mark.usefixtures("small")
+def test_a_pause_holds_small_files_too() -> None:
+    plan = Plan(XXH3)
+    offer(plan, 1)
+    plan.receive(m.WantAll((1,)))
+    plan.receive(m.Pause(50, "the disk is full"))
+    assert take(plan) is None
+    plan.receive(m.Resume())
+    assert take(plan) == SendSmall((1,))
+
+
+@pytest.mark.usefixtures("small")
+def test_a_control_lane_beside_others_carries_no_small_files() -> None:
+    plan = Plan(XXH3)
+    offer(plan, 1)
+    plan.receive(m.WantAll((1,)))
+    assert plan.next(control=True, bulk=False) is None
+    assert plan.next(control=False, bulk=True) == SendSmall((1,))

@@ -1,0 +1,95 @@
+"""What a receiver has already of what it is offered, and where the rest is to be written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+
+from ftx.errors import DestinationError, FtxError
+from ftx.options import Exists
+from ftx.protocol import messages as m
+from ftx.protocol.manifest import DigestName, Entry, Grid, Kind
+from ftx.storage import disk
+from ftx.storage.look import Target
+from ftx.storage.partial import Partial, key_of
+from ftx.storage.paths import components
+from ftx.storage.scratch import Whole
+from ftx.transfer.actions import FRESH, SMALL, Leave, Make, Reject, Take, Verdict
+from ftx.transfer.underway import UnderWay
+
+
+class Looker:
+    """Looks at the destination for one session.
+
+    Args:
+        under_way: gets what is opened.
+        peer: who sends; partials hang on it.
+        top: the folder that OPEN names.
+        policy: what happens to a different file of the same name.
+        digest: of chunks.
+        fsync: names that are found must be durable.
+    """
+
+    def __init__(
+        self, under_way: UnderWay, peer: bytes, top: bytes, policy: Exists, digest: DigestName, *, fsync: bool
+    ) -> None:
+        self._under_way = under_way
+        self._store = under_way.store
+        self._peer = peer
+        self._top = top
+        self._policy = policy
+        self._digest = digest
+        self._fsync = fsync
+
+    def verdicts(self, entries: Sequence[Entry]) -> list[tuple[Entry, Verdict]]:
+        """Entries of one folder, and what is there for each."""
+        root = self._store.root
+        try:
+            if self._top:
+                self._make_top()
+            target = Target(root, entries[0].path.rpartition(b"/")[0])
+        except FtxError as error:
+            return [(entry, Reject(error.wire, str(error))) for entry in entries]
+        left = self._store.left()
+        with target:
+            return [(entry, self._verdict(target, entry, left)) for entry in entries]
+
+    def _make_top(self) -> None:
+        """The folder that OPEN names is nobody's entry: it is made as this user makes folders."""
+        with disk.destination_errors(self._top), self._store.root.folder(components(self._top), make=True, mode=0o777):
+            self._top = b""
+
+    def _verdict(self, target: Target, entry: Entry, left: Set[bytes]) -> Verdict:
+        """What is to be done for one entry. ``left``: the keys of partials that are there."""
+        try:
+            reason = target.look(entry, self._policy)
+            has_partial = bool(left) and key_of(self._peer, entry.path) in left
+            if reason is not None:
+                if has_partial and reason is m.SkipReason.SAME:
+                    self._store.clear(self._peer, entry, fsync=self._fsync)
+                return Leave(reason)
+            partial = self._open(target, entry, has_partial=has_partial)
+        except FtxError as error:
+            return Reject(error.wire, str(error))
+        self._under_way.add(entry.id, partial)
+        if entry.kind is not Kind.FILE:
+            return Make()
+        if isinstance(partial, Whole) and entry.size <= SMALL:
+            return FRESH
+        return Take(partial.held, partial.doubted, partial.digests)
+
+    def _open(self, target: Target, entry: Entry, *, has_partial: bool) -> Partial | Whole:
+        """Where an entry is to be written. What is small needs no journal: nothing of it is worth resuming."""
+        if entry.kind is Kind.FOLDER:
+            return Whole(self._under_way.scratch, entry, self._digest)
+        small = entry.kind is Kind.SYMLINK or Grid.of(entry.size).count <= 1
+        if not small or has_partial or not target.takes_renames(entry.path):
+            if entry.kind is Kind.SYMLINK:
+                raise DestinationError(f"{disk.show(entry.path)}: a link on another file system than the destination")
+            return self._store.open(self._peer, entry, self._digest)
+        self._store.claim(entry.path)
+        try:
+            self._store.check_space(entry.path, entry.allocated)
+        except FtxError:
+            self._store.unclaim(entry.path)
+            raise
+        return Whole(self._under_way.scratch, entry, self._digest, claimed=True)

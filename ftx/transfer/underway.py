@@ -1,0 +1,66 @@
+"""What a receiver's session has open on its disk, by entry."""
+
+from __future__ import annotations
+
+import threading
+
+from ftx.storage.partial import Partial, PartialStore
+from ftx.storage.scratch import Scratch, Whole
+
+
+class UnderWay:
+    """Partials and small files of one session. Any thread of it may ask for one; whoever has it closes it once.
+
+    Args:
+        store: the partials of the destination.
+        scratch: where what is small is written.
+    """
+
+    def __init__(self, store: PartialStore, scratch: Scratch) -> None:
+        self.store = store
+        self.scratch = scratch
+        self._open: dict[int, Partial | Whole] = {}
+        self._over = False
+        self._lock = threading.Lock()
+
+    def add(self, entry_id: int, partial: Partial | Whole) -> None:
+        """Have this from now on; let go of it at once if nobody waits for it any more, because the disk was slow."""
+        with self._lock:
+            self._open[entry_id] = partial
+            over = self._over
+        if over:
+            self.release(entry_id)
+
+    def get(self, entry_id: int) -> Partial | Whole | None:
+        return self._open.get(entry_id)
+
+    def partials(self) -> list[tuple[int, Partial]]:
+        with self._lock:
+            return [(entry_id, one) for entry_id, one in self._open.items() if isinstance(one, Partial)]
+
+    def pop(self, entry_id: int) -> Partial | Whole | None:
+        """Take it out; ``let_go`` is the caller's to call."""
+        with self._lock:
+            return self._open.pop(entry_id, None)
+
+    def release(self, entry_id: int) -> None:
+        """The entry ended without being published: a partial is kept, for another session."""
+        if (partial := self.pop(entry_id)) is not None:
+            self.let_go(partial, committed=False)
+
+    def let_go(self, partial: Partial | Whole, *, committed: bool) -> None:
+        if isinstance(partial, Partial):
+            self.store.release(partial, committed=committed)
+        else:
+            partial.close()
+            if partial.claimed:
+                self.store.unclaim(partial.entry.path)
+
+    def close(self) -> None:
+        """The session is over."""
+        with self._lock:
+            left, self._open = self._open, {}
+            self._over = True
+        for partial in left.values():
+            self.let_go(partial, committed=False)
+        self.scratch.close()
