@@ -17,9 +17,20 @@ from ftx.cli.params import Remote, parse_remote
 
 OPTIONS_OF_BOTH = ["--port", "--json", "--quiet", "-v", "--timeout", "--secret-file", "--version"]
 OPTIONS = {
-    "send": [*OPTIONS_OF_BOTH, "--retry-for", "--accept-new"],
-    "receive": [*OPTIONS_OF_BOTH, "--dir", "--bind", "--once", "--open", "--exists", "--no-fsync", "--reserve"],
+    "send": [*OPTIONS_OF_BOTH, "--retry-for", "--accept-new", "--lanes"],
+    "receive": [
+        *OPTIONS_OF_BOTH,
+        "--dir",
+        "--bind",
+        "--once",
+        "--open",
+        "--exists",
+        "--no-fsync",
+        "--reserve",
+        "--expire",
+    ],
     "demo": ["-v", "--version"],
+    "status": ["--path", "--discard", "--json", "-v", "--version"],
 }
 
 
@@ -202,11 +213,11 @@ def test_every_entry_point_knows_the_variables(entry: str) -> None:
         (["sned"], "sned"),
         (["send"], "Missing"),
         (["send", "file"], "Missing"),
-        (["send", "a", "b", "nas"], "one file"),
+        (["send", "nas"], "Missing"),
         (["send", "a", "nas:9000"], "--port 9000"),
         (["send", "a", "nas", "--port", "0"], "--port"),
         (["send", "a", "nas", "--port", "65536"], "--port"),
-        (["send", "a", "nas", "--lanes", "4"], "--lanes"),
+        (["send", "a", "nas", "--lanes", "65"], "--lanes"),
         (["receive", "somewhere"], "somewhere"),
         (["receive", "--open"], "--dir"),
         (["receive", "--exists", "ask"], "ask"),

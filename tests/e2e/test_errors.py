@@ -48,10 +48,6 @@ def test_no_such_file(tmp_path: Path) -> None:
     _failed(send(tmp_path, "missing", 1), 6, "missing: no such file")
 
 
-def test_a_folder(tmp_path: Path) -> None:
-    _failed(send(tmp_path, tmp_path, 1), 6, "a folder", "single files")
-
-
 @pytest.mark.parametrize("kind", ["fifo", "socket", "device"])
 def test_no_regular_file(tmp_path: Path, kind: str) -> None:
     """None of them is waited for."""

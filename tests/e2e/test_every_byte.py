@@ -21,7 +21,7 @@ SIZE = 600
 #: Sessions at a time: each waits for the end of a broken connection more than it works.
 AT_ONCE = 16
 #: The session's bytes, with the longest random optional frames. A fault behind the last byte does nothing.
-UP_BYTES = SIZE + 560
+UP_BYTES = SIZE + 480
 DOWN_BYTES = 400
 
 

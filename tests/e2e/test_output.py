@@ -362,4 +362,4 @@ def test_an_unused_event_type_is_none(shm: Path) -> None:
     """A process that is refused at once still begins with ``start`` and ends with ``finished``."""
     with Process(shm, "send", "none", "127.0.0.1", "--port", "1") as process:
         assert process.wait() == 6
-        assert [event["type"] for event in process.events] == ["start", "finished"]
+        assert [event["type"] for event in process.events] == ["start", "entry", "finished"]
