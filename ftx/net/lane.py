@@ -49,6 +49,7 @@ class Lane:
         last_received_s: monotonic time of the last sign of life: a whole frame, or ``ALIVE_BYTES`` of one.
         last_sent_s: monotonic time of the last byte sent.
         deadline_s: monotonic time by which whatever is called must be done; None for no limit.
+        greeted: what answered is ftx, by its first bytes.
         check: called a few times a second while a deadline holds; may raise to end what is waited for.
     """
 
@@ -69,7 +70,7 @@ class Lane:
         self._unfinished = 0  # bytes received since the last sign of life
         self._away_s = 0.0  # time since then in which nobody waited for bytes
         self._left_s: float | None = self.last_received_s  # since when nobody waits; None while somebody does
-        self._greeted = False
+        self.greeted = False
         self._limited = False
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             with suppress(OSError):  # it is reset already: whoever uses it is told
@@ -92,13 +93,13 @@ class Lane:
         while True:
             if self._strange:
                 self._meet()
-            if not self._greeted:
+            if not self.greeted:
                 self._fill(1)
                 while (have := self._end - self._start) < codec.HEADER_SIZE + len(m.MAGIC):
                     codec.check_first_bytes(bytes(self._view[self._start : self._end]))
                     self._fill(have + 1)
                 codec.check_first_bytes(bytes(self._view[self._start : self._end]))
-                self._greeted = True
+                self.greeted = True
             self._fill(codec.HEADER_SIZE)
             header = codec.decode_header(self._view[self._start : self._end])
             size = codec.HEADER_SIZE + codec.body_size(header)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from itertools import chain, groupby
 
 from ftx.errors import DestinationError, Exists, FtxError, NoSpace
@@ -163,9 +162,8 @@ def _place(
             raise
         try:
             disk.unlink(old, folder=old_folder.fd)
-        except OSError:
-            # It is published, and what stays of its old name is known by having two. A full disk may take a second try.
-            with suppress(OSError):
-                disk.unlink(old, folder=old_folder.fd)
+        except OSError as error:  # not to be tried again: it would get another name
+            text = f"{shown}: it is there, and its old name could not be taken away ({error.strerror})"
+            raise DestinationError(text) from error
         return candidate
     raise Exists(f"{shown}: a file of this name appeared at the destination")

@@ -361,7 +361,8 @@ class PartialStore:
         self._left: frozenset[bytes] = frozenset()
         self._spare = 0  # what ``check_space`` may still grant, and since when
         self._spare_s = 0.0
-        self._looked_s = 0.0  # when the free space was looked at
+        self._free = 0  # as it was when it was looked at
+        self._looked_s = 0.0
         self._left_at = -1  # when the folder had changed, when it was listed
         self._lock = threading.Lock()
 
@@ -382,6 +383,9 @@ class PartialStore:
             if before is not None and not before.closed.wait(CLOSE_S):
                 raise Busy(f"{disk.show(entry.path)}: the disk has not finished with an earlier transfer of it")
             with disk.destination_errors(entry.path):
+                if key not in self.left():  # nothing of it is there, and nothing is left of it if it does not fit
+                    with self._lock:
+                        self._need(entry.path, entry.allocated, self.root.fd)
                 partial = Partial(self.root, key, header, entry)
                 try:
                     partial.open(self.root, parts)
@@ -465,17 +469,17 @@ class PartialStore:
     def check_reserve(self) -> None:
         """Raises NoSpace while less is free than is kept in reserve. Looks a few times a second."""
         now = time.monotonic()
-        if now < self._looked_s + SPACE_S:
-            return
-        self._looked_s = now
-        if (free := disk.free_space(self.root.fd)) < self._reserve:
-            raise NoSpace(f"{free} bytes are free at the destination and {self._reserve} are kept in reserve")
+        if now >= self._looked_s + SPACE_S:
+            self._free = disk.free_space(self.root.fd)
+            self._looked_s = now
+        if self._free < self._reserve:
+            raise NoSpace(f"{self._free} bytes are free at the destination and {self._reserve} are kept in reserve")
 
     def left(self) -> frozenset[bytes]:
         """The keys of all partials, of transfers under way too. Listed anew when the folder has changed."""
         try:
             own = self.root.own_folder(make=False)
-        except OSError:
+        except (FileNotFoundError, PermissionError):
             return frozenset()  # none, or not this user's: nothing of ours is in it
         with own:
             changed = os.fstat(own.fd).st_mtime_ns

@@ -89,6 +89,8 @@ class SendRun:
         self._established = False
         self._reported_s = 0.0
         self._paused: str | None = None
+        self._moved_then = (0, 0)  # what had moved when it paused
+        self._greeted = False  # ftx answered, whatever came of it
         self._warned = False
 
     def run(self) -> events.Finished:
@@ -206,7 +208,7 @@ class SendRun:
                 self._accept_open = True
                 continue
             except FtxError as error:
-                if not (error.retry and self._established):
+                if not (error.retry and (self._established or self._greeted)):
                     raise
                 now, after = time.monotonic(), self._progress()
                 if after != before:
@@ -247,6 +249,7 @@ class SendRun:
                 handshake.refuse(lane, error)
             raise
         finally:
+            self._greeted = self._greeted or lane.greeted
             lane.close()
 
     def _attach(
@@ -274,7 +277,7 @@ class SendRun:
             session.run(self._stop, self._tick)
         finally:
             self._plan = None
-            self._note_pause(None)
+            self._paused = None
 
     # --- what to tell ---
 
@@ -316,11 +319,14 @@ class SendRun:
         )
 
     def _note_pause(self, reason: str | None) -> None:
+        moved = self._ended.files, self._ended.sent + (self._plan.live().sent if self._plan else 0)
         if reason is not None and self._paused is None:
             self._emit(events.Paused(reason))
-        elif reason is None and self._paused is not None:
+            self._paused, self._moved_then = reason, moved
+        elif reason is None and self._paused is not None and moved != self._moved_then:
+            # Only now: a receiver that gives up says RESUME too, and refuses what has no room.
             self._emit(events.Resumed(self._paused))
-        self._paused = reason
+            self._paused = None
 
     def _entry_ended(self, item: Item | Odd, outcome: Outcome | None) -> None:
         """An entry is done with: committed, skipped or failed; or it is not sent at all."""

@@ -46,10 +46,11 @@ class Looker:
         try:
             if self._top:
                 self._make_top()
+            with disk.destination_errors(entries[0].path):
+                left = self._store.left()
             target = Target(root, entries[0].path.rpartition(b"/")[0])
         except FtxError as error:
             return [(entry, Reject(error.wire, str(error))) for entry in entries]
-        left = self._store.left()
         with target:
             return [(entry, self._verdict(target, entry, left)) for entry in entries]
 

@@ -265,8 +265,8 @@ class Plan:
                 sending.working -= 1
                 self._file(sending)
 
-    def checked(self, entry_id: int, pin: Pin) -> bool:
-        """What the look at the source found (answers CheckSource).
+    def checked(self, entry_id: int, pin: Pin, holes: RangeSet | None = None) -> bool:
+        """What the look at the source found (answers CheckSource); with the chunks that are holes now.
 
         Returns:
             False if the entry must be given up as changed: the caller cancels it and offers it anew.
@@ -282,7 +282,9 @@ class Plan:
                 # moment (G10: between the end of the first reading and the beginning of the second). The same
                 # goes for a source whose times were too young to show a change.
                 sending.reread = True
-                sending.unread = RangeSet([(0, sending.grid.count)])
+                still = sending.holes.copy()
+                still.difference_update((holes or RangeSet()).complement(sending.grid.count))
+                sending.unread = still.complement(sending.grid.count)
                 self._file(sending)
                 return True
             if pin is Pin.CHANGED:

@@ -131,8 +131,6 @@ class ReceiveSession:
                 finally:
                     self._looks.put(None)
         finally:
-            with self._lock:
-                self._over = True
             self._under_way.close()
 
     def attach(self, lane: Lane, number: int) -> None:
@@ -164,6 +162,7 @@ class ReceiveSession:
         """Wake every thread of a session that is over: a ghost must not keep its successor waiting."""
         self._room.close()
         with self._lock:
+            self._over = True
             for lane in self._lanes.values():
                 lane.shutdown()
         with self._out:

@@ -77,7 +77,9 @@ class Room:
                 try:
                     self._store.check_reserve()
                     with disk.destination_errors(path):
-                        return action()
+                        action()
+                    self._on_event(events.Resumed(str(error)))
+                    return
                 except NoSpace as again:
                     if time.monotonic() >= give_up_s:
                         self._given_up = True
@@ -87,4 +89,3 @@ class Room:
                 self._waiting -= 1
                 if not self._waiting:
                     self._say(m.Resume())
-                    self._on_event(events.Resumed(str(error)))

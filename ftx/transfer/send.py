@@ -18,6 +18,7 @@ from ftx.errors import FtxError, Interrupted, LinkLost, PeerSilent, SourceChange
 from ftx.net.lane import Lane
 from ftx.protocol import messages as m
 from ftx.protocol.manifest import DigestName, Kind, Pin, root_of_one, zero_digest, zeros
+from ftx.protocol.ranges import RangeSet
 from ftx.storage import disk
 from ftx.storage.scan import FolderRead, Odd
 from ftx.storage.source import Source
@@ -407,8 +408,9 @@ class _Writer:
                 plan.job_over(job.entry)
             case CheckSource():
                 pin = source.check()
+                holes = source.holes() if pin is Pin.REREAD else RangeSet()
                 source.rest()
-                if not plan.checked(job.entry, pin):
+                if not plan.checked(job.entry, pin, holes):
                     assert pin is Pin.CHANGED
                     raise SourceChanged(f"{disk.show(source.path)}: it changed while it was being sent")
                 if not self.control:
