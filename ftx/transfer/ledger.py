@@ -559,9 +559,10 @@ class Ledger:
         with self._lock:
             return self._get(entry_id)
 
-    def outstanding(self) -> int:
-        """Entries that have not ended."""
-        return len(self._live)
+    def coming(self) -> int:
+        """Entries that have not ended and wait for nothing but their turn."""
+        with self._lock:
+            return len(self._live) - sum(map(len, self._parked.values()))
 
     def ended(self) -> list[Outcome]:
         """How entries ended since the last call; those that are offered anew have not."""

@@ -98,7 +98,7 @@ class Publisher:
                 if not self._urgent and not self._rehash:
                     self.working = False
                     self._work.wait(TICK_S)
-                if 0 < len(self._urgent) < min(GATHER, self._ledger.outstanding()):
+                if 0 < len(self._urgent) < min(GATHER, self._ledger.coming()):
                     self._gathering = True
                     self._work.wait(GATHER_S)
                     self._gathering = False

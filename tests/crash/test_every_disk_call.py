@@ -141,8 +141,6 @@ def crash_at_every_call(setting: Setting, shm: Path, side: str, *, after: bool, 
     ("change", "when"),
     matrix(
         ("over-an-old-file", "before"),
-        ("over-an-old-file", "after"),
-        ("beside-an-old-file", "before"),
         ("resumed-and-compared-at-the-end", "before"),
         ("small-over-an-old-file", "before"),
         ("small-beside-an-old-file", "after"),
@@ -160,8 +158,6 @@ def test_g1_g2_g5_a_receiver_that_dies_at_any_disk_call(
     ("change", "when"),
     matrix(
         ("over-an-old-file", "before"),
-        ("over-an-old-file", "after"),
-        ("resumed-and-compared-at-the-end", "before"),
         ("small-over-an-old-file", "before"),
         others=("before", "after"),
     ),

@@ -121,6 +121,7 @@ def test_g1_g5_receipts_come_behind_the_syncs_of_their_group(
     for step in ordered:
         assert (state, step) in {
             ("committed_all", "sync_file"), ("sync_file", "sync_file"), ("sync_file", "rename"), ("rename", "rename"),
+            ("sync_folder", "rename"),
             ("rename", "sync_folder"), ("sync_folder", "sync_folder"), ("sync_folder", "committed_all"),
             ("committed_all", "sync_folder"),
         }, ordered  # fmt: skip

@@ -21,7 +21,7 @@ from tests.crash.test_every_disk_call import SETTINGS, crash_at_every_call
     "name",
     [
         "into-new-folders",
-        "small-over-an-old-file",
+        pytest.param("small-over-an-old-file", marks=pytest.mark.long),
         "small-into-new-folders",
         pytest.param("small-beside-an-old-file", marks=pytest.mark.long),
         pytest.param("over-an-old-file", marks=pytest.mark.long),
