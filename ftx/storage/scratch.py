@@ -44,6 +44,7 @@ class Whole(InUse):
     Attributes:
         claimed: its path was taken from the store for it.
         there: it was written, with its metadata.
+        synced: and is on the disk.
         fd: still open, so that it can be synced by itself; else -1.
     """
 
@@ -54,6 +55,7 @@ class Whole(InUse):
         self.claimed = claimed
         self.name = b"%x" % entry.id
         self.there = False
+        self.synced = False
         self.fd = -1
         self._scratch = scratch
 
@@ -110,6 +112,7 @@ class Whole(InUse):
                 self.fd, fd = fd, -1
             elif not self._scratch.together:
                 disk.sync_file(fd)
+                self.synced = True
         finally:
             if fd >= 0:
                 os.close(fd)
@@ -120,6 +123,7 @@ class Whole(InUse):
             os.close(self.fd)
             self.fd = -1
             self._scratch.closed()
+        self.synced = False
         if self.there:
             self.there = False
             disk.unlink(self.name, folder=self._scratch.folder().fd)
@@ -203,7 +207,7 @@ class Scratch:
             for whole in wholes:
                 if whole.fd >= 0:
                     disk.sync_file(whole.fd)
-                elif self._together and whole.entry.kind is Kind.FILE:
+                elif whole.entry.kind is Kind.FILE and not whole.synced:
                     self._sync_by_name(whole)
         except OSError as error:
             raise SyncFailed(RangeSet([(0, 1)]), error) from error

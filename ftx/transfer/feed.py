@@ -6,8 +6,9 @@ begins with the first entry that has no receipt, and memory does not grow with t
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ftx.storage.scan import Found
@@ -39,14 +40,27 @@ class Item:
 
 
 class Feed:
-    """Hands out what is to be offered. For one thread at a time."""
+    """Hands out what is to be offered, to one session after the other."""
 
     def __init__(self, found: Iterator[Found]) -> None:
         self._found = found
         self._again: deque[Item | Found] = deque()
+        self._lock = threading.Lock()
 
-    def take(self, most: int) -> list[Item] | Found | None:
-        """The next entries of one folder, ``most`` at most; or something else that was found; None at the end."""
+    def take(self, most: int, have: Callable[[list[Item] | Found], bool]) -> list[Item] | Found | None:
+        """The next entries of one folder, ``most`` at most; or something else that was found; None at the end.
+
+        Whoever takes says in ``have`` whether it still can. If not, because its session ended while the disk was
+        slow, what was found stays here and None is returned; meanwhile the next session's take waits.
+        """
+        with self._lock:
+            found = self._next(most)
+            if found is None or have(found):
+                return found
+            self._again.extendleft(reversed(found) if isinstance(found, list) else [found])
+            return None
+
+    def _next(self, most: int) -> list[Item] | Found | None:
         first = self._pull()
         if not isinstance(first, Item):
             return first

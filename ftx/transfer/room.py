@@ -51,7 +51,6 @@ class Room:
         try:
             self._store.check_reserve()
             action()
-            self._given_up = False
         except NoSpace as error:
             self.wait(error, path, action)
         except OSError as error:

@@ -20,7 +20,7 @@ from ftx.protocol import messages as m
 from ftx.protocol.manifest import DigestName, Kind, Pin, root_of_one, zero_digest, zeros
 from ftx.protocol.ranges import RangeSet
 from ftx.storage import disk
-from ftx.storage.scan import FolderRead, Odd
+from ftx.storage.scan import FolderRead, Found, Odd
 from ftx.storage.source import Source
 from ftx.transfer.actions import SMALL, AnswerDigests, CheckSource, HashChunk, Job, Outcome, Say, SendChunk, SendSmall
 from ftx.transfer.crew import Crew, Stop
@@ -77,7 +77,8 @@ class SendSession:
         self._late: set[bytes] = set()  # folders into which something comes again, because it changed
         self._folders: dict[bytes, Item] = {}  # their own entries, once they were answered
         self._in_hand: Sequence[Item] = ()  # taken from the feed, and not offered yet
-        self._outcomes: queue.Queue[tuple[Item | Odd, Outcome | None]] = queue.Queue(MAX_UNTOLD)
+        self._outcomes: queue.SimpleQueue[tuple[Item | Odd, Outcome | None]] = queue.SimpleQueue()
+        self._closed = False  # what is under way belongs to the next session
         self._wake = threading.Condition()
         self._last_word: m.Error | None = None
         self._quiet = threading.Event()  # lane 1's writer has said its last
@@ -106,9 +107,9 @@ class SendSession:
                     self._leave(error)
                     raise
         finally:
+            self._keep_unfinished()
             self._report()  # only now: a receipt may have come while the others left
             on_tick()
-            self._keep_unfinished()
             for lane in self._lanes[1:]:
                 lane.close()
 
@@ -120,7 +121,10 @@ class SendSession:
             item.reused = held if item.reused is None else item.reused
             if (missing := self.plan.missing(entry_id)) is not None:
                 item.missing = missing if item.missing is None else min(item.missing, missing)
-        unfinished = [*self._withdrawn, *self._items.values(), *self._in_hand, *self._folders.values()]
+        # A thread that is stuck at a slow disk finds out that it is late, and offers and reports nothing any more.
+        with self._wake:
+            self._closed = True
+            unfinished = [*self._withdrawn, *self._items.values(), *self._in_hand, *self._folders.values()]
         for item in unfinished:
             item.stale, item.offers = True, 0
             item.source.rest()
@@ -142,12 +146,14 @@ class SendSession:
                 return
 
     def _tell(self, item: Item | Odd, outcome: Outcome | None = None) -> None:
-        """Have it reported by the caller's thread; wait for that thread if it has fallen far behind."""
-        while True:
-            try:
-                return self._outcomes.put((item, outcome), timeout=None if self._crew.stopped else TICK_S)
-            except queue.Full:
-                self._check_going_on()
+        """Have it reported by the caller's thread. Never waits: an outcome must not be lost when the session ends."""
+        self._outcomes.put((item, outcome))
+
+    def _let_tell(self) -> None:
+        """Before anything more can end: wait for the caller's thread if it has fallen far behind (G8)."""
+        while self._outcomes.qsize() >= MAX_UNTOLD:
+            self._check_going_on()
+            time.sleep(TICK_S)
 
     def _unblock(self) -> None:
         """Wake every thread of a session that is over."""
@@ -181,7 +187,10 @@ class SendSession:
                     self.plan.offered_again()
                     self._wake.notify_all()
                 continue
-            match self._feed.take(room):
+            self._let_tell()
+            match self._feed.take(room, self._have):
+                case None if self._closed:
+                    return
                 case None:
                     at_end = True
                     with self._wake:
@@ -189,12 +198,21 @@ class SendSession:
                         self._wake.notify_all()
                 case FolderRead(path, whole):
                     self._say(m.FolderEnd(path, m.FolderFlags.WHOLE if whole else 0))
-                case Odd() as odd:
-                    self._tell(odd)
+                case Odd():
+                    pass  # told already
                 case list() as items:
-                    self._in_hand = items
                     self._offer(items)
-                    self._in_hand = ()
+
+    def _have(self, found: list[Item] | Found) -> bool:
+        """Take over what the feed found; False if this session is over, and it is the next one's."""
+        with self._wake:
+            if self._closed:
+                return False
+            if isinstance(found, Odd):
+                self._tell(found)
+            elif isinstance(found, list):
+                self._in_hand = found
+            return True
 
     def _wait_for_room(self, *, at_end: bool) -> int:
         """How many entries may be offered now, once that is worth while; 0 when the session is over."""
@@ -211,6 +229,7 @@ class SendSession:
     def _offer(self, items: Sequence[Item]) -> None:
         ready: list[Item] = []
         offers: list[Offer] = []
+        failed: list[tuple[Item, Outcome]] = []
         for item in items:
             source = item.source
             try:
@@ -224,17 +243,21 @@ class SendSession:
                     offers.append((offered, source.holes(), source.digests))
             except SourceError as error:
                 entry = source.offered.entry(0, source.folder)
-                self._tell(item, Outcome(entry, "failed", error.wire, str(error)))
+                failed.append((item, Outcome(entry, "failed", error.wire, str(error))))
             else:
                 ready.append(item)
-        if not ready:
-            return
         with self._wake:
+            if self._closed:
+                return
+            for item, outcome in failed:
+                self._tell(item, outcome)
+            self._in_hand = ()
+            if not ready:
+                return
             ids = self.plan.offer(items[0].source.folder, offers)
             for entry_id, item in zip(ids, ready, strict=True):
                 item.offers += 1
                 self._items[entry_id] = item
-            self._in_hand = ()
             self._wake.notify_all()
 
     def _say(self, message: m.Message) -> None:
@@ -248,6 +271,7 @@ class SendSession:
     def _read(self) -> None:
         """Put what the receiver says into the plan."""
         while not self.plan.finished:
+            self._let_tell()
             message, _ = self._lane.receive()
             if isinstance(message, m.Error):
                 raise from_wire(message.code, message.message)
@@ -407,6 +431,7 @@ class _Writer:
                 self._say(m.Digests(job.entry, job.digest, job.first, bytes(answer)))
                 plan.job_over(job.entry)
             case CheckSource():
+                self._keep_alive()
                 pin = source.check()
                 holes = source.holes() if pin is Pin.REREAD else RangeSet()
                 source.rest()
@@ -440,6 +465,7 @@ class _Writer:
                 continue
             transit = digest if name is DigestName.XXH3_128 else DigestName.XXH3_128.function(payload)
             self._lane.queue_data(m.Data(entry_id, 0, transit, len(payload), final=True), payload)
+            self._keep_alive()  # what is queued must not wait for a slow disk
 
     def _send_chunk(self, source: Source, job: SendChunk) -> None:
         payload, digest = self._read_chunk(source, job.entry, job.index)
