@@ -116,6 +116,23 @@ class Lane:
                 log.debug("< %s", message)
             return message, frame
 
+    def arrived(self) -> m.Data | None:
+        """The next message, if it is a DATA that has arrived with its payload; else None, and it is ``receive``'s.
+
+        Nothing is waited for and nothing moves in the buffer: payloads before it stay valid. ``payload`` must follow.
+
+        Raises:
+            LinkLost: the frame was damaged.
+            ProtocolError: it must not come now.
+        """
+        data = codec.data_in(self._buffer, self._start, self._end)
+        if data is not None:
+            self._start += codec.DATA_PREFIX
+            self.order.receive(Type.DATA)
+            if log.isEnabledFor(logging.DEBUG):
+                log.debug("< %s", data)
+        return data
+
     def _meet(self) -> None:
         """Before each frame of a handshake: who has not finished it gets little memory and little time (G8, G9)."""
         if not self.order.peer_greets:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from ftx.protocol.manifest import DigestName, Entry, Kind
 
@@ -145,8 +146,7 @@ class ReceiptFlags:
     DURABLE = 0x01  #: a power cut cannot take the entry back (G5)
 
 
-@dataclass(frozen=True, slots=True)
-class Tlv:
+class Tlv(NamedTuple):
     """An optional extra field: a type and a value. A type with ``CRITICAL_TLV`` must be known."""
 
     type: int
@@ -165,8 +165,7 @@ class Hello:
     tlvs: tuple[Tlv, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class ProofItem:
+class ProofItem(NamedTuple):
     """One proof. ``method`` is a ``Method``, or one that a later version has: a listener passes over it."""
 
     method: int
@@ -220,8 +219,7 @@ class Attached:
     """Listener: the lane has joined."""
 
 
-@dataclass(frozen=True, slots=True)
-class Offered:
+class Offered(NamedTuple):
     """One entry of a FOLDER batch. Its id is the batch's ``first`` plus its place in the batch."""
 
     kind: Kind
@@ -258,8 +256,7 @@ class FolderEnd:
     flags: int
 
 
-@dataclass(frozen=True, slots=True)
-class SkipItem:
+class SkipItem(NamedTuple):
     entry: int
     reason: SkipReason
 
@@ -271,10 +268,9 @@ class Skip:
     items: tuple[SkipItem, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
+class Range(NamedTuple):
     first: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides the tuple's method
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,8 +289,7 @@ class WantAll:
     entries: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RefuseItem:
+class RefuseItem(NamedTuple):
     entry: int
     code: int
     message: str
@@ -357,8 +352,7 @@ class Finish:
     root: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class ReceiptItem:
+class ReceiptItem(NamedTuple):
     entry: int
     flags: int
     root: bytes

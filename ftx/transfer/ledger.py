@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ftx.errors import FtxError, IntegrityError, NameRefused, ProtocolError, TooLarge, Unsupported
 from ftx.protocol import messages as m
@@ -311,58 +311,67 @@ class Ledger:
 
     # --- chunks ---
 
-    def begin(self, data: m.Data) -> Receiving | Small | None:
-        """A chunk is about to be read from a lane; where it belongs, None if it is late and to be dropped.
+    def begin(self, chunks: Sequence[m.Data]) -> list[Receiving | Small | None]:
+        """Chunks have come; where each belongs, None if it is late and to be dropped.
 
-        The chunk is the caller's until it reports ``written`` or ``damaged``.
+        They are the caller's until it reports ``written`` or ``damaged``.
 
         Raises:
-            ProtocolError: it was never offered or asked for, or has the wrong length.
+            ProtocolError: one was never offered or asked for, or has the wrong length.
         """
         with self._lock:
-            live = self._live.get(data.entry)
-            fresh = isinstance(live, Small) and live.state is State.WANTED and not live.begun
-            if isinstance(live, Small) and fresh and data.index == 0 and data.length == live.entry.size > 0:
-                live.begun = True
-                live.final = data.final
-                return live
-            receiving = self._step(data.entry, Type.DATA)
-            if receiving is None:
-                return None
-            if data.index not in receiving.missing:
-                raise ProtocolError(f"chunk {data.index} of entry {data.entry} was not asked for")
-            if data.length != receiving.grid.length(data.index):
-                raise ProtocolError(f"chunk {data.index} of entry {data.entry} has {data.length} bytes")
-            if data.final:
-                if receiving.grid.count > 1:
-                    raise ProtocolError(f"a final DATA for entry {data.entry}, which has more than one chunk")
-                receiving.final = True
-            receiving.missing.discard(data.index, data.index + 1)
-            receiving.writing += 1
-            return receiving
+            return [self._begin(data) for data in chunks]
 
-    def written(self, where: Receiving | Small, index: int, digest: bytes) -> list[Action]:
-        """The chunk was verified and written; ``where`` is what ``begin`` said."""
+    def _begin(self, data: m.Data) -> Receiving | Small | None:
+        live = self._live.get(data.entry)
+        fresh = isinstance(live, Small) and live.state is State.WANTED and not live.begun
+        if isinstance(live, Small) and fresh and data.index == 0 and data.length == live.entry.size > 0:
+            live.begun = True
+            live.final = data.final
+            return live
+        receiving = self._step(data.entry, Type.DATA)
+        if receiving is None:
+            return None
+        if data.index not in receiving.missing:
+            raise ProtocolError(f"chunk {data.index} of entry {data.entry} was not asked for")
+        if data.length != receiving.grid.length(data.index):
+            raise ProtocolError(f"chunk {data.index} of entry {data.entry} has {data.length} bytes")
+        if data.final:
+            if receiving.grid.count > 1:
+                raise ProtocolError(f"a final DATA for entry {data.entry}, which has more than one chunk")
+            receiving.final = True
+        receiving.missing.discard(data.index, data.index + 1)
+        receiving.writing += 1
+        return receiving
+
+    def written(self, chunks: Sequence[tuple[Receiving | Small, int, bytes]]) -> list[Action]:
+        """Chunks were verified and written: what ``begin`` said of each, its index, its digest."""
+        actions: list[Action] = []
         with self._lock:
-            live = self._live.get(where.entry.id)
-            if isinstance(live, Small):
-                live.digest = digest
-                self.bytes_received += live.entry.size
-                return self._agreed(live) if live.final else []
-            receiving = live if isinstance(where, Small) else where
-            if receiving is None:
-                return []  # it has ended meanwhile
-            receiving.writing -= 1
-            length = receiving.grid.length(index)
-            receiving.received += length
-            self.bytes_received += length
-            assert receiving.digests is not None
-            receiving.digests.set(index, digest)
-            receiving.held.discard(index, index + 1)
-            if receiving.final and receiving.root is None:
-                receiving.state = next_state(receiving.entry.id, receiving.state, Type.FINISH)
-                receiving.root = receiving.digests.root()
-            return self._complete(receiving)
+            for where, index, digest in chunks:
+                actions += self._written(where, index, digest)
+        return actions
+
+    def _written(self, where: Receiving | Small, index: int, digest: bytes) -> list[Action]:
+        live = self._live.get(where.entry.id)
+        if isinstance(live, Small):
+            live.digest = digest
+            self.bytes_received += live.entry.size
+            return self._agreed(live) if live.final else []
+        receiving = live if isinstance(where, Small) else where
+        if receiving is None:
+            return []  # it has ended meanwhile
+        receiving.writing -= 1
+        length = receiving.grid.length(index)
+        receiving.received += length
+        self.bytes_received += length
+        assert receiving.digests is not None
+        receiving.digests.set(index, digest)
+        receiving.held.discard(index, index + 1)
+        if receiving.final and receiving.root is None:
+            receiving.state = next_state(receiving.entry.id, receiving.state, Type.FINISH)
+            receiving.root = receiving.digests.root()
+        return self._complete(receiving)
 
     def damaged(self, where: Receiving | Small, index: int) -> list[Action]:
         """The chunk's payload did not have its digest: it is asked for again (G4)."""
@@ -403,23 +412,18 @@ class Ledger:
 
     # --- what the shells found ---
 
-    def looked(self, entry_id: int, verdict: Verdict) -> list[Action]:
-        """Answer an offer by what a look found."""
-        with self._lock:
-            return self._looked(entry_id, verdict)
-
-    def looked_all(self, found: Sequence[tuple[Entry, Verdict]]) -> list[Action]:
+    def looked(self, found: Sequence[tuple[int, Verdict]]) -> list[Action]:
         """Answer a batch of offers."""
         with self._lock:
             actions: list[Action] = []
             fresh: list[int] = []
-            for entry, verdict in found:
-                live = self._live.get(entry.id)
+            for entry_id, verdict in found:
+                live = self._live.get(entry_id)
                 if verdict is FRESH and isinstance(live, Small):
                     live.state = State.WANTED
-                    fresh.append(entry.id)
+                    fresh.append(entry_id)
                 else:
-                    actions += self._looked(entry.id, verdict)
+                    actions += self._looked(entry_id, verdict)
             if fresh:
                 actions.append(Say(m.WantAll(tuple(fresh))))
             return actions
@@ -521,28 +525,20 @@ class Ledger:
             receiving = self._live.get(entry_id)
             return receiving is not None and receiving.committing
 
-    def committed(self, entry_id: int, *, durable: bool, path: bytes | None = None) -> list[Action]:
-        """The entry is published; its receipt may go (G5). ``path``: the one it got, if it is another."""
-        with self._lock:
-            return self._committed([(entry_id, path)], durable=durable)
-
-    def committed_all(self, published: Sequence[tuple[int, bytes]], *, durable: bool) -> list[Action]:
+    def committed(self, published: Sequence[tuple[int, bytes]], *, durable: bool) -> list[Action]:
         """These are published, under these paths; their receipts may go (G5)."""
-        with self._lock:
-            return self._committed(published, durable=durable)
-
-    def _committed(self, published: Sequence[tuple[int, bytes | None]], *, durable: bool) -> list[Action]:
         receipts = []
         after: list[Action] = []
         flags = m.ReceiptFlags.DURABLE if durable else 0
-        for entry_id, path in published:
-            live = self._live[entry_id]
-            assert live.root is not None
-            self.done += 1
-            if path is not None and path != live.entry.path:
-                live.entry = replace(live.entry, path=path)
-            receipts.append(m.ReceiptItem(entry_id, flags, live.root))
-            after += self._end(live, "done", root=live.root, durable=durable)
+        with self._lock:
+            for entry_id, path in published:
+                live = self._live[entry_id]
+                assert live.root is not None
+                self.done += 1
+                if path != live.entry.path:
+                    live.entry = live.entry._replace(path=path)
+                receipts.append(m.ReceiptItem(entry_id, flags, live.root))
+                after += self._end(live, "done", root=live.root, durable=durable)
         said = [
             Say(m.Receipt(tuple(receipts[at : at + m.MAX_ANSWERS]))) for at in range(0, len(receipts), m.MAX_ANSWERS)
         ]

@@ -40,8 +40,8 @@ class Looker:
         self._digest = digest
         self._fsync = fsync
 
-    def verdicts(self, entries: Sequence[Entry]) -> list[tuple[Entry, Verdict]]:
-        """Entries of one folder, and what is there for each."""
+    def verdicts(self, entries: Sequence[Entry]) -> list[tuple[int, Verdict]]:
+        """What there is for each of these entries of one folder, by their ids."""
         root = self._store.root
         try:
             if self._top:
@@ -50,9 +50,9 @@ class Looker:
                 left = self._store.left()
             target = Target(root, entries[0].path.rpartition(b"/")[0])
         except FtxError as error:
-            return [(entry, Reject(error.wire, str(error))) for entry in entries]
+            return [(entry.id, Reject(error.wire, str(error))) for entry in entries]
         with target:
-            return [(entry, self._verdict(target, entry, left)) for entry in entries]
+            return [(entry.id, self._verdict(target, entry, left)) for entry in entries]
 
     def _make_top(self) -> None:
         """The folder that OPEN names is nobody's entry: it is made as this user makes folders."""

@@ -209,7 +209,7 @@ class Publisher:
                     self._lost(entry_id, SyncFailed(RangeSet([(0, whole.chunks)]), failure.error))
                 else:
                     self._fail(entry_id, DestinationError(f"{disk.show(whole.entry.path)}: {failure}"))
-        self._act(self._ledger.committed_all(published, durable=self._fsync) + actions)
+        self._act(self._ledger.committed(published, durable=self._fsync) + actions)
 
     def _publish(self, entry_id: int, partial: Partial) -> None:
         try:
@@ -223,7 +223,7 @@ class Publisher:
                     path = commit.publish(self._under_way.store.root, partial, self._policy, fsync=self._fsync)
 
                 self._room.use(partial.entry.path, publish)
-                actions = self._ledger.committed(entry_id, durable=self._fsync, path=path)
+                actions = self._ledger.committed([(entry_id, path)], durable=self._fsync)
                 self._under_way.pop(entry_id)
                 self._act(actions)
                 # Only now: a crash before this leaves a journal without a partial, and `clear` ends what is left to do.

@@ -20,7 +20,7 @@ from ftx.options import Exists
 from ftx.protocol import messages as m
 from ftx.protocol.manifest import DigestName, Entry, Kind
 from ftx.storage.partial import DIRTY_BYTES, Partial, PartialStore
-from ftx.storage.scratch import Scratch
+from ftx.storage.scratch import Scratch, Whole
 from ftx.transfer import events
 from ftx.transfer.actions import (
     Action,
@@ -33,7 +33,7 @@ from ftx.transfer.actions import (
     Say,
 )
 from ftx.transfer.crew import Crew
-from ftx.transfer.ledger import Ledger
+from ftx.transfer.ledger import Ledger, Receiving, Small
 from ftx.transfer.look import Looker
 from ftx.transfer.publish import Publisher
 from ftx.transfer.room import Room
@@ -48,7 +48,6 @@ WINDOW = 1024  #: entries that a sender may have outstanding
 GROUP = 512  #: entries that are published together, at most
 ROOM_S = 0.5  #: how often a full disk is tried again
 ANSWERS = (m.Skip, m.Refuse, m.Receipt)
-KIND_NAMES = {Kind.FILE: "file", Kind.FOLDER: "folder", Kind.SYMLINK: "link"}
 
 _XXH3 = DigestName.XXH3_128.function
 
@@ -211,7 +210,7 @@ class ReceiveSession:
         self._on_event(
             events.EntryEnded(
                 path=outcome.entry.path,
-                kind=KIND_NAMES[outcome.entry.kind],
+                kind=outcome.entry.kind.label,
                 state=outcome.state,
                 size=outcome.entry.size,
                 sent=outcome.sent,
@@ -235,7 +234,7 @@ class ReceiveSession:
             message, _ = lane.receive()
             match message:
                 case m.Data():
-                    self._data(reader, message)
+                    self._chunks(reader.chunks(message))
                 case m.Zeros():
                     self._zeros(message)
                 case m.Error():
@@ -252,32 +251,38 @@ class ReceiveSession:
                 case _:
                     self._act(self.ledger.receive(message))
 
-    def _data(self, reader: _Reader, message: m.Data) -> None:
-        receiving = self.ledger.begin(message)
-        payload = reader.payload(message.length)
-        if receiving is None:
-            return
-        # G4: what was damaged on the way is never written.
-        if _XXH3(payload) != message.digest:
-            self._act(self.ledger.damaged(receiving, message.index))
-            return
-        digest = message.digest if self._digest is DigestName.XXH3_128 else self._digest.function(payload)
-        partial = self._under_way.get(message.entry)
-        if partial is None:
-            return
-        if not partial.begin():
-            return
+    def _chunks(self, chunks: Sequence[tuple[m.Data, memoryview]]) -> None:
+        """Verify and write what has arrived, and tell the ledger of all of it at once."""
+        begun: list[Partial | Whole] = []
+        written: list[tuple[Receiving | Small, int, bytes]] = []
+        actions: list[Action] = []
         try:
-            self._room.use(receiving.entry.path, lambda: partial.write(message.index, payload))
-            actions = self.ledger.written(receiving, message.index, digest)
-        except DestinationError as error:
-            self._fail(message.entry, error)
-            return
+            for (data, payload), receiving in zip(chunks, self.ledger.begin([data for data, _ in chunks]), strict=True):
+                if receiving is None:
+                    continue
+                # G4: what was damaged on the way is never written.
+                if _XXH3(payload) != data.digest:
+                    actions += self.ledger.damaged(receiving, data.index)
+                    continue
+                partial = self._under_way.get(data.entry)
+                if partial is None or not partial.begin():
+                    continue
+                begun.append(partial)
+                try:
+                    self._room.use(receiving.entry.path, partial.write, data.index, payload)
+                except DestinationError as error:
+                    actions += self.ledger.fail(data.entry, error.wire, str(error))
+                    continue
+                digest = data.digest if self._digest is DigestName.XXH3_128 else self._digest.function(payload)
+                written.append((receiving, data.index, digest))
+            actions += self.ledger.written(written)
         finally:
-            partial.end()
+            for partial in begun:
+                partial.end()
         self._act(actions)
-        if self._fsync and isinstance(partial, Partial) and partial.dirty >= DIRTY_BYTES:
-            self._publisher.sync(message.entry, partial)
+        for partial in begun:
+            if self._fsync and isinstance(partial, Partial) and partial.dirty >= DIRTY_BYTES:
+                self._publisher.sync(partial.entry.id, partial)
 
     def _zeros(self, message: m.Zeros) -> None:
         place = self.ledger.zeros(message)
@@ -290,11 +295,8 @@ class ReceiveSession:
                 if not alive:
                     return
 
-                def write() -> None:
-                    for start, stop in ranges:
-                        partial.write_zeros(start, stop)
-
-                self._room.use(receiving.entry.path, write)
+                for start, stop in ranges:
+                    self._room.use(receiving.entry.path, partial.write_zeros, start, stop)
                 actions = self.ledger.zeroed(receiving, ranges)
         except DestinationError as error:
             self._fail(message.entry, error)
@@ -306,7 +308,7 @@ class ReceiveSession:
     def _look(self) -> None:
         """See what the disk has for each offer, folder by folder."""
         while (entries := self._looks.get()) is not None and not self._crew.stopped:
-            self._act(self.ledger.looked_all(self._looker.verdicts(entries)))
+            self._act(self.ledger.looked(self._looker.verdicts(entries)))
 
     # --- write ---
 
@@ -342,11 +344,15 @@ class _Reader:
         self.lane = lane
         self._buffer = memoryview(b"")
 
-    def payload(self, length: int) -> memoryview:
-        """The payload behind a DATA."""
-        if len(self._buffer) < length:
-            self._buffer = memoryview(bytearray(length))
-        return self.lane.payload(length, self._buffer)
+    def chunks(self, first: m.Data) -> list[tuple[m.Data, memoryview]]:
+        """A chunk whose DATA was received, and those that have arrived behind it; valid until the next ``receive``."""
+        lane = self.lane
+        if len(self._buffer) < first.length:
+            self._buffer = memoryview(bytearray(first.length))
+        chunks = [(first, lane.payload(first.length, self._buffer))]
+        while (data := lane.arrived()) is not None:
+            chunks.append((data, lane.payload(data.length, self._buffer)))
+        return chunks
 
 
 def _merged(messages: Iterable[m.Message]) -> list[m.Message]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from ftx.errors import NoSpace
 from ftx.protocol import messages as m
@@ -41,8 +42,8 @@ class Room:
         """The session is over: nobody waits any longer."""
         self._over.set()
 
-    def use(self, path: bytes, action: Callable[[], None]) -> None:
-        """Do what needs space for ``path``; wait while there is none.
+    def use(self, path: bytes, action: Callable[..., None], *args: Any) -> None:
+        """Do ``action(*args)``, which needs space for ``path``; wait while there is none.
 
         Raises:
             NoSpace: there was none for as long as the sender retries.
@@ -50,16 +51,16 @@ class Room:
         """
         try:
             self._store.check_reserve()
-            action()
+            action(*args)
         except NoSpace as error:
-            self.wait(error, path, action)
+            self.wait(error, path, action, *args)
         except OSError as error:
             failure = disk.destination_error(path, error)
             if not isinstance(failure, NoSpace):
                 raise failure from error
-            self.wait(failure, path, action)
+            self.wait(failure, path, action, *args)
 
-    def wait(self, error: NoSpace, path: bytes, action: Callable[[], None]) -> None:
+    def wait(self, error: NoSpace, path: bytes, action: Callable[..., None], *args: Any) -> None:
         """There was no space for ``action``: pause until it can be done. Who gave up once does not wait again."""
         if self._given_up:
             raise error
@@ -76,7 +77,7 @@ class Room:
                 try:
                     self._store.check_reserve()
                     with disk.destination_errors(path):
-                        action()
+                        action(*args)
                     self._on_event(events.Resumed(str(error)))
                     return
                 except NoSpace as again:

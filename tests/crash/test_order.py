@@ -104,29 +104,29 @@ def test_g1_g5_receipts_come_behind_the_syncs_of_their_group(
         for number in range(6):
             fill(tree / folder / f"f{number}", 5000 + number)
     monkeypatch.setattr(scratch, "_syncs_together", lambda fd: False)
-    real = Ledger.committed_all
+    real = Ledger.committed
 
-    def committed_all(*args: Any, **kwargs: Any) -> Any:
-        steps.append("committed_all")
+    def committed(*args: Any, **kwargs: Any) -> Any:
+        steps.append("committed")
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(Ledger, "committed_all", committed_all)
+    monkeypatch.setattr(Ledger, "committed", committed)
     with LocalReceiver(shm) as receiver:
         know_the_file_system(shm, receiver)
         steps.clear()
         assert local_send(shm, tree, receiver.port).code == 0
-    ordered = [step for step in steps if step in ("sync_file", "rename", "sync_folder", "committed_all")]
+    ordered = [step for step in steps if step in ("sync_file", "rename", "sync_folder", "committed")]
     assert (ordered.count("sync_file"), ordered.count("rename")) == (12, 12)
-    state = "committed_all"
+    state = "committed"
     for step in ordered:
         assert (state, step) in {
-            ("committed_all", "sync_file"), ("sync_file", "sync_file"), ("sync_file", "rename"), ("rename", "rename"),
+            ("committed", "sync_file"), ("sync_file", "sync_file"), ("sync_file", "rename"), ("rename", "rename"),
             ("sync_folder", "rename"),
-            ("rename", "sync_folder"), ("sync_folder", "sync_folder"), ("sync_folder", "committed_all"),
-            ("committed_all", "sync_folder"),
+            ("rename", "sync_folder"), ("sync_folder", "sync_folder"), ("sync_folder", "committed"),
+            ("committed", "sync_folder"),
         }, ordered  # fmt: skip
         state = step
-    assert state == "committed_all"
+    assert state == "committed"
 
 
 def test_g5_one_sync_for_a_group_is_behind_the_last_write_and_the_last_name(
@@ -157,7 +157,7 @@ def test_g5_one_sync_for_a_group_is_behind_the_last_write_and_the_last_name(
     watch(disk, "rename", lambda old, *_: os.fsdecode(old))
     for name in ("sync_file_system", "sync_file", "sync_folder"):
         watch(disk, name)
-    watch(Ledger, "committed_all")
+    watch(Ledger, "committed")
     monkeypatch.setattr(scratch, "_syncs_together", lambda fd: True)
     with LocalReceiver(shm) as receiver:
         know_the_file_system(shm, receiver)
@@ -180,7 +180,7 @@ def test_g5_one_sync_for_a_group_is_behind_the_last_write_and_the_last_name(
             case "rename":
                 assert file in synced
                 names_synced = False
-            case "committed_all":
+            case "committed":
                 assert names_synced
 
 

@@ -19,9 +19,9 @@ from ftx.protocol.manifest import MAX_FILE_SIZE, ChunkDigests, DigestName, Grid,
 from ftx.protocol.ranges import RangeSet, Repeats
 from ftx.transfer import events
 from ftx.transfer.actions import Say, Take
-from ftx.transfer.ledger import Ledger
 from ftx.transfer.plan import Plan
 from tests.hostile import peer
+from tests.support.ledger import OneByOne
 from tests.support.local import LocalReceiver
 from tests.support.process import wait_until
 
@@ -65,12 +65,12 @@ def test_g8_zeros_cost_nothing_however_many(name: DigestName) -> None:
     assert root == name.function(every + MAX_FILE_SIZE.to_bytes(8, "big"))
 
 
-def huge_zeros() -> Ledger:
+def huge_zeros() -> OneByOne:
     """A ledger with a window full of huge files, all of whose chunks arrived as zeros."""
-    ledger = Ledger(XXH3, WINDOW)
+    ledger = OneByOne(XXH3, WINDOW)
     ledger.receive(m.Folder(b"", 1, tuple(peer.offered(b"f%d" % place, MAX_FILE_SIZE) for place in range(WINDOW))))
     for entry in range(1, WINDOW + 1):
-        ledger.looked(entry, Take(RangeSet(), RangeSet(), ChunkDigests(HUGE, XXH3)))
+        ledger.looked_one(entry, Take(RangeSet(), RangeSet(), ChunkDigests(HUGE, XXH3)))
         place = ledger.zeros(m.Zeros(entry, (m.Range(0, HUGE.count),)))
         assert place is not None
         ledger.zeroed(*place)
@@ -130,7 +130,7 @@ def folder(first: int, count: int, path: bytes = b"") -> m.Folder:
 
 
 def test_g8_an_entry_is_outstanding_until_its_answer_is_on_its_way() -> None:
-    ledger = Ledger(XXH3, WINDOW)
+    ledger = OneByOne(XXH3, WINDOW)
     ledger.receive(folder(1, 60))
     ledger.receive(folder(61, 2), unsaid=2)
     with pytest.raises(ProtocolError, match="outstanding"):
@@ -151,13 +151,13 @@ def test_g8_who_offers_on_and_reads_no_answer_is_sent_away(tmp_path: Path) -> No
 
 def test_g8_offers_that_are_withdrawn_at_once_wait_for_their_look() -> None:
     """Else a sender could offer and withdraw faster than a disk can be looked at, and the looks would pile up."""
-    ledger = Ledger(XXH3, WINDOW)
+    ledger = OneByOne(XXH3, WINDOW)
     ledger.receive(folder(1, WINDOW))
     for entry in range(1, WINDOW + 1):
         assert ledger.receive(m.Cancel(entry, m.WITHDRAWN, "")) == []
     with pytest.raises(ProtocolError, match="outstanding"):
         ledger.receive(folder(WINDOW + 1, 1))
-    (refusal, _) = ledger.looked(1, Take(RangeSet(), RangeSet(), ChunkDigests(Grid.of(0), XXH3)))
+    (refusal, _) = ledger.looked_one(1, Take(RangeSet(), RangeSet(), ChunkDigests(Grid.of(0), XXH3)))
     assert refusal == Say(m.Refuse((m.RefuseItem(1, m.WITHDRAWN, ""),)))
     ledger.receive(folder(WINDOW + 1, 1))
 

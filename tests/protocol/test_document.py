@@ -375,7 +375,7 @@ def test_record_layouts() -> None:
     assert len(found) == len(codec.RECORDS) == 7
     for name, rows in found:
         cls = getattr(m, name)
-        names: tuple[str, ...] = cls.__slots__
+        names: tuple[str, ...] = cls._fields
         expected = [[field, kind.doc] for field, kind in zip(names, codec.RECORDS[cls], strict=True)]
         assert table(rows, "Field", "Kind") == expected, name
 
@@ -408,7 +408,7 @@ def test_every_field_is_explained() -> None:
         for name in names:
             assert f"`{name}`" in explained, f"{type_.name}.{name}"
     for cls in codec.RECORDS:
-        for name in cls.__slots__:  # type: ignore[attr-defined]
+        for name in cls._fields:  # type: ignore[attr-defined]
             assert f"`{name}`" in section("Records"), f"{cls.__name__}.{name}"
 
 

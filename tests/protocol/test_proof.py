@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 import pytest
 
@@ -74,16 +73,16 @@ def test_g7_each_bit_of_a_proof_counts() -> None:
     for at in range(32):
         damaged = bytearray(item.mac)
         damaged[at] ^= 1
-        assert proof.accept(KEYS, (replace(item, mac=bytes(damaged)),), transcript()) is None
+        assert proof.accept(KEYS, (item._replace(mac=bytes(damaged)),), transcript()) is None
     for wrong in (b"", item.mac[:31], item.mac + b"\0"):
-        assert proof.accept(KEYS, (replace(item, mac=wrong),), transcript()) is None
+        assert proof.accept(KEYS, (item._replace(mac=wrong),), transcript()) is None
 
 
 def test_g7_a_proof_for_one_method_is_none_for_another() -> None:
     both = {Method.RUN_KEY: KEY, Method.SECRET: KEY}
     (item,) = proof.prove(KEYS, transcript())
-    assert proof.accept(both, (replace(item, method=Method.RUN_KEY),), transcript()) is None
-    assert not proof.confirmed(both, replace(answer(), method=Method.RUN_KEY), transcript())
+    assert proof.accept(both, (item._replace(method=Method.RUN_KEY),), transcript()) is None
+    assert not proof.confirmed(both, answer()._replace(method=Method.RUN_KEY), transcript())
 
 
 def test_g7_a_proof_cannot_be_sent_back_to_who_made_it() -> None:

@@ -6,7 +6,6 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,7 @@ def test_the_same_file_is_left_alone(root: Root, into: Path, policy: Policy) -> 
 )
 def test_another_size_or_time_is_another_file(root: Root, into: Path, change: dict[str, Any]) -> None:
     put(into / "file", bytes(100), mtime_ns=MTIME_NS)
-    what = replace(entry(b"file", 100), **change)
+    what = entry(b"file", 100)._replace(**change)
     assert look(root, what, Policy.REPLACE) is None
     assert look(root, what, Policy.RENAME) is None
     assert look(root, what, Policy.KEEP) is SkipReason.KEPT

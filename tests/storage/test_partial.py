@@ -192,19 +192,19 @@ def test_g4_the_journal_never_runs_ahead_of_the_data(store: PartialStore, monkey
 BEFORE = entry(size=3 * CHUNK + 100)  # four chunks, all of them there
 
 ANOTHER = {
-    "tag": (replace(BEFORE, tag=b"u" * 16), [(0, 4)]),
-    "zero-tag": (replace(BEFORE, tag=ZERO_TAG), [(0, 4)]),
-    "mtime": (replace(BEFORE, mtime_ns=MTIME_NS + 1), [(0, 4)]),
-    "grown-in-the-last-chunk": (replace(BEFORE, size=3 * CHUNK + 200), [(0, 3)]),
-    "grown-by-a-byte": (replace(BEFORE, size=3 * CHUNK + 101), [(0, 3)]),
-    "grown-to-the-edge": (replace(BEFORE, size=4 * CHUNK), [(0, 3)]),
-    "grown": (replace(BEFORE, size=6 * CHUNK), [(0, 3)]),
-    "shrunk-in-the-last-chunk": (replace(BEFORE, size=3 * CHUNK + 50), [(0, 3)]),
-    "shrunk-to-the-edge": (replace(BEFORE, size=3 * CHUNK), [(0, 3)]),
-    "shrunk": (replace(BEFORE, size=CHUNK + 1), [(0, 1)]),
-    "shrunk-to-one-chunk": (replace(BEFORE, size=5), []),
-    "emptied": (replace(BEFORE, size=0), []),
-    "larger-chunks": (replace(BEFORE, size=65_536 * CHUNK + 1, allocated=0), []),
+    "tag": (BEFORE._replace(tag=b"u" * 16), [(0, 4)]),
+    "zero-tag": (BEFORE._replace(tag=ZERO_TAG), [(0, 4)]),
+    "mtime": (BEFORE._replace(mtime_ns=MTIME_NS + 1), [(0, 4)]),
+    "grown-in-the-last-chunk": (BEFORE._replace(size=3 * CHUNK + 200), [(0, 3)]),
+    "grown-by-a-byte": (BEFORE._replace(size=3 * CHUNK + 101), [(0, 3)]),
+    "grown-to-the-edge": (BEFORE._replace(size=4 * CHUNK), [(0, 3)]),
+    "grown": (BEFORE._replace(size=6 * CHUNK), [(0, 3)]),
+    "shrunk-in-the-last-chunk": (BEFORE._replace(size=3 * CHUNK + 50), [(0, 3)]),
+    "shrunk-to-the-edge": (BEFORE._replace(size=3 * CHUNK), [(0, 3)]),
+    "shrunk": (BEFORE._replace(size=CHUNK + 1), [(0, 1)]),
+    "shrunk-to-one-chunk": (BEFORE._replace(size=5), []),
+    "emptied": (BEFORE._replace(size=0), []),
+    "larger-chunks": (BEFORE._replace(size=65_536 * CHUNK + 1, allocated=0), []),
 }
 
 
@@ -229,7 +229,7 @@ def test_g4_chunks_under_another_digest_are_doubted(root: Root, store: PartialSt
 
 
 def test_g4_a_source_too_young_to_be_trusted_is_doubted_every_time(root: Root, store: PartialStore) -> None:
-    young = replace(BEFORE, tag=ZERO_TAG)
+    young = BEFORE._replace(tag=ZERO_TAG)
     store.release(ready(store, young), committed=False)
     for later in (store, another_process(root)):
         again = later.open(PEER, young, XXH3)
@@ -239,7 +239,7 @@ def test_g4_a_source_too_young_to_be_trusted_is_doubted_every_time(root: Root, s
 
 
 def test_g2_what_was_compared_counts_once_nothing_is_doubted(root: Root, store: PartialStore) -> None:
-    now = replace(BEFORE, tag=b"u" * 16)
+    now = BEFORE._replace(tag=b"u" * 16)
     store.release(ready(store, BEFORE), committed=False)
     again = another_process(root).open(PEER, now, XXH3)
     again.keep(0)
@@ -269,7 +269,7 @@ def _expect_doubted(root: Root, now: object, expected: list[tuple[int, int]], pa
 def test_g2_a_journal_that_could_not_be_rewritten_is_the_next_time(
     root: Root, store: PartialStore, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    now = replace(BEFORE, tag=b"u" * 16)
+    now = BEFORE._replace(tag=b"u" * 16)
     store.release(ready(store, BEFORE), committed=False)
     again = another_process(root).open(PEER, now, XXH3)
     again.keep(0)
@@ -842,7 +842,7 @@ def test_g5_zeros_over_old_data_are_lost_as_any_other_bytes(
 def test_g2_what_is_doubted_outlives_a_failed_sync(
     root: Root, store: PartialStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = replace(BEFORE, tag=b"u" * 16)
+    now = BEFORE._replace(tag=b"u" * 16)
     first = store.open(PEER, BEFORE, XXH3)
     write(first, 0, 1)
     store.release(first, committed=False)

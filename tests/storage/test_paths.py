@@ -7,7 +7,6 @@ import socket
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,7 +122,7 @@ def _publish(root: Root, name: bytes) -> None:
     """A partial whose entry says another name than it was opened under."""
     store = PartialStore(root, reserve=0)
     partial = ready(store, entry(b"harmless", 10))
-    partial.entry = replace(partial.entry, path=name)
+    partial.entry = partial.entry._replace(path=name)
     try:
         commit.publish(root, partial, Policy.REPLACE, fsync=False)
     finally:

@@ -622,7 +622,7 @@ class World:
         return self.disks.setdefault(self.offers[entry_id].source.path, {})
 
     def take_chunk(self, actor: str, data: m.Data, payload: bytes) -> Iterator[None]:
-        receiving = self.ledger.begin(data)
+        (receiving,) = self.ledger.begin([data])
         yield
         if receiving is None:
             self.events["late"] += 1
@@ -634,7 +634,7 @@ class World:
             self.disk(data.entry)[data.index] = payload
             self.offers[data.entry].fresh.add(data.index)
         yield
-        self.act(actor, self.ledger.written(receiving, data.index, self.hash(payload)))
+        self.act(actor, self.ledger.written([(receiving, data.index, self.hash(payload))]))
 
     def look(self) -> bool:
         if self.say_now("look"):
@@ -648,10 +648,10 @@ class World:
     def answer_offer(self, entries: tuple[Entry, ...]) -> Iterator[None]:
         found = []
         for entry in entries:
-            found.append((entry, self.verdict(entry)))
+            found.append((entry.id, self.verdict(entry)))
             yield
-        taken = {entry.id for entry, verdict in found if isinstance(verdict, ledger.Take)} - self.over
-        actions = self.ledger.looked_all(found)
+        taken = {entry_id for entry_id, verdict in found if isinstance(verdict, ledger.Take)} - self.over
+        actions = self.ledger.looked(found)
         for action in actions:
             match action:
                 case ledger.Say(m.Refuse() as refused):  # it was given up meanwhile
@@ -773,12 +773,10 @@ class World:
             data = b"".join(disk[index] or b"lost" for index in range(offer.grid.count))
             self.record.published[entry_id] = Published(offer, data, durable)
             yield
-        if len(ready) == 1:
-            self.act("work", self.ledger.committed(ready[0], durable=durable))
-        elif ready:
-            self.events["published together"] += 1
+        if ready:
+            self.events["published together"] += len(ready) > 1
             paths = [(entry_id, self.offers[entry_id].source.path) for entry_id in ready]
-            self.act("work", self.ledger.committed_all(paths, durable=durable))
+            self.act("work", self.ledger.committed(paths, durable=durable))
 
     def may_publish(self, entry_id: int) -> bool:
         """Whether it is to be published still, and nothing goes wrong before."""
