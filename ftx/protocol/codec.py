@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from enum import IntEnum
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import xxhash
@@ -77,11 +78,12 @@ class Field(NamedTuple):
     doc: str
     write: Callable[[Any], bytes]
     read: Callable[[_Reader], Any]
+    code: str = ""  #: of ``struct``, where the field is a number and nothing more
 
 
 def _number(doc: str, code: str) -> Field:
     form = struct.Struct("!" + code)
-    return Field(doc, form.pack, lambda r: r.number(form))
+    return Field(doc, form.pack, lambda r: r.number(form), code)
 
 
 U8, U16, U32, U64 = (_number(f"u{bits}", code) for bits, code in ((8, "B"), (16, "H"), (32, "I"), (64, "Q")))
@@ -135,6 +137,8 @@ def _text(most: int) -> Field:
 
 def _list(count: Field, most: int, record: type, fields: tuple[Field, ...]) -> Field:
     names: tuple[str, ...] = record._fields  # type: ignore[attr-defined]
+    numbers = list(takewhile(bool, (field.code for field in fields)))
+    head, rest = struct.Struct("!" + "".join(numbers)), fields[len(numbers) :]
 
     def write(values: tuple[Any, ...]) -> bytes:
         if len(values) > most:
@@ -148,7 +152,7 @@ def _list(count: Field, most: int, record: type, fields: tuple[Field, ...]) -> F
         n = count.read(r)
         if n > most:
             raise r.bad(f"a list of {n} where {most} are the most")
-        return tuple(record(*[field.read(r) for field in fields]) for _ in range(n))
+        return tuple([record(*r.numbers(head), *[field.read(r) for field in rest]) for _ in range(n)])
 
     return Field(f"list({count.doc}, {most}) of {record.__name__}", write, read)
 

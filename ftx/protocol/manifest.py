@@ -49,7 +49,10 @@ class Kind(IntEnum):
 
     @property
     def label(self) -> str:
-        return "link" if self is Kind.SYMLINK else self.name.lower()
+        return _LABELS[self]
+
+
+_LABELS = {Kind.FILE: "file", Kind.FOLDER: "folder", Kind.SYMLINK: "link"}
 
 
 class DigestName(IntEnum):

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 class InUse:
     """Closed by the last of its users. A descriptor that is closed under a write could be anybody's by then."""
 
+    __slots__ = ("_closing", "_lock", "_users")
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users = 0

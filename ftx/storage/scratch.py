@@ -48,6 +48,8 @@ class Whole(InUse):
         fd: still open, so that it can be synced by itself; else -1.
     """
 
+    __slots__ = ("_digest", "_scratch", "claimed", "entry", "fd", "name", "synced", "there")
+
     def __init__(self, scratch: Scratch, entry: Entry, digest: DigestName, *, claimed: bool = False) -> None:
         super().__init__()
         self.entry = entry
@@ -67,7 +69,9 @@ class Whole(InUse):
     def held(self) -> RangeSet:
         return RangeSet()
 
-    doubted = held
+    @property
+    def doubted(self) -> RangeSet:
+        return RangeSet()
 
     @property
     def digests(self) -> ChunkDigests:

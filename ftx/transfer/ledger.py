@@ -119,7 +119,7 @@ class Small:
 
 def _problem(offered: m.Offered) -> FtxError | None:
     """Why an offer cannot be taken, whatever is on the disk."""
-    if offered.kind is Kind.FILE and offered.size > MAX_FILE_SIZE:
+    if offered.size > MAX_FILE_SIZE and offered.kind is Kind.FILE:
         return TooLarge(f"larger than {MAX_FILE_SIZE >> 40} TiB")
     if not offered.name or b"/" in offered.name:
         return NameRefused("an entry's name that is not one name")

@@ -69,16 +69,16 @@ class Publisher:
         self._rehash: deque[tuple[int, int, int]] = deque()  # (entry, start, stop)
         self._back = memoryview(b"")
 
-    def add(self, action: Commit | Compare | Rehash) -> None:
+    def add(self, actions: Sequence[Commit | Compare | Rehash]) -> None:
         """Have this done."""
         with self._work:
-            if isinstance(action, Rehash):
-                self._rehash.extend((action.entry, start, stop) for start, stop in action.ranges)
-            else:
-                self._urgent.append(action)
-                if self._gathering and len(self._urgent) < GATHER:
-                    return  # waking a thread for each small file would cost more than all else
-            self._work.notify_all()
+            for action in actions:
+                if isinstance(action, Rehash):
+                    self._rehash.extend((action.entry, start, stop) for start, stop in action.ranges)
+                else:
+                    self._urgent.append(action)
+            if not self._gathering or len(self._urgent) >= GATHER:  # waking a thread for each would cost more
+                self._work.notify_all()
 
     def wake(self) -> None:
         """The session is over."""

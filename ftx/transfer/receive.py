@@ -182,18 +182,21 @@ class ReceiveSession:
 
     def _act(self, actions: Sequence[Action]) -> None:
         """Hand on what the ledger decided to the threads that do it."""
+        work: list[Commit | Compare | Rehash] = []
         for action in actions:
             match action:
+                case Commit() | Compare() | Rehash():
+                    work.append(action)
                 case Say():
                     self._say(action.message)
                 case Look():
                     self._looks.put(action.entries)
-                case Commit() | Compare() | Rehash():
-                    self._publisher.add(action)
                 case Release():
                     self._under_way.release(action.entry)
                 case _:
                     assert_never(action)
+        if work:
+            self._publisher.add(work)
         for outcome in self.ledger.ended():
             self._tell(outcome)
 

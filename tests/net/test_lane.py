@@ -93,6 +93,51 @@ def test_payloads_across_the_edge_of_the_buffer(opened: Pair, size: int) -> None
     thread.join()
 
 
+@pytest.mark.parametrize("cut", [0, 1, 47, 48, 49, 100])
+def test_what_has_arrived_is_taken_without_waiting(opened: Pair, cut: int) -> None:
+    """Small chunks behind each other, the last without its end: its payload's or its head's."""
+    lane, theirs = opened
+    payloads = [bytes([index]) * 60 for index in range(5)]
+    stream = b"".join(_data(index, payload) for index, payload in enumerate(payloads))
+    end = len(stream) - cut
+    theirs.sendall(stream[:end])
+    buffer = memoryview(bytearray(60))
+    (message, _), taken = lane.receive(), []
+    while message is not None:
+        assert isinstance(message, m.Data)
+        taken.append((message.index, lane.payload(message.length, buffer)))
+        message = lane.arrived()  # type: ignore[assignment]
+    whole = 5 if cut == 0 else 4
+    # All at once, and only now: none has moved.
+    assert [(index, bytes(payload)) for index, payload in taken] == list(enumerate(payloads))[:whole]
+    theirs.sendall(stream[end:] + codec.encode(m.Ping()))
+    if cut:
+        message, _ = lane.receive()
+        assert isinstance(message, m.Data)
+        assert bytes(lane.payload(message.length, buffer)) == payloads[4]
+    assert lane.receive()[0] == m.Ping()
+
+
+def test_g4_what_arrived_damaged_ends_the_link(opened: Pair) -> None:
+    lane, theirs = opened
+    second = bytearray(_data(1, b"second"))
+    second[codec.HEADER_SIZE] ^= 1
+    theirs.sendall(_data(0, b"first") + second)
+    message, _ = lane.receive()
+    assert isinstance(message, m.Data)
+    lane.payload(message.length, memoryview(bytearray(5)))
+    with pytest.raises(LinkLost):
+        lane.arrived()
+
+
+def test_g12_what_has_arrived_must_be_in_order(opened: Pair) -> None:
+    lane, theirs = opened
+    theirs.sendall(codec.encode(m.Bye(0, 0, 0)) + _data(1, b"late"))
+    assert lane.receive()[0] == m.Bye(0, 0, 0)
+    with pytest.raises(ProtocolError):
+        lane.arrived()
+
+
 @pytest.fixture
 def sender(opened: Pair) -> Lane:
     """The other end of ``opened``, as a lane."""

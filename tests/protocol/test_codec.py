@@ -293,6 +293,38 @@ def test_g4_the_check_of_data_covers_all_but_the_payload() -> None:
     assert decode(frame + b"\xff" * 1000) == decode(frame + b"\0" * 1000) == m.Data(7, 9, N16, 1000)
 
 
+@pytest.mark.parametrize("final", [False, True], ids=["", "final"])
+def test_a_data_that_has_arrived_whole_is_the_same_as_in_two_steps(*, final: bool) -> None:
+    """And nothing is taken of what lacks its end, wherever that is; nor of any other frame."""
+    frame = codec.encode_data(7, 0, N16, 9, final=final) + b"nine char"
+    buffer = bytearray(b"before" + frame + b"behind")
+    start, stop = 6, 6 + len(frame)
+    assert codec.data_in(buffer, start, stop) == decode(frame) == m.Data(7, 0, N16, 9, final)
+    assert codec.data_in(buffer, start, len(buffer)) == m.Data(7, 0, N16, 9, final)
+    for end in range(start, stop):
+        assert codec.data_in(buffer, start, end) is None
+    for type_ in LIVELY:
+        if type_ is not Type.DATA:
+            other = bytearray(encode(LIVELY[type_]) + bytes(100))
+            assert codec.data_in(other, 0, len(other)) is None
+
+
+def test_g4_each_damaged_byte_of_a_data_that_has_arrived_whole_is_noticed() -> None:
+    """Unless it looks like something else, or longer than what is there: then it is left to be received."""
+    frame = codec.encode_data(7, 0, N16, 9) + b"nine char"
+    for at in range(codec.DATA_PREFIX):
+        for flip in (0x01, 0x80, 0xFF):
+            damaged = bytearray(frame)
+            damaged[at] ^= flip
+            try:
+                found = codec.data_in(damaged, 0, len(damaged))
+            except LinkLost:
+                continue
+            assert found is None, at
+            with pytest.raises((LinkLost, ProtocolError)):
+                decode(bytes(damaged))
+
+
 def test_the_flag_of_a_final_data() -> None:
     """Only DATA has it; on any other frame it means nothing."""
     plain, final = codec.encode_data(7, 9, N16, 5), codec.encode_data(7, 9, N16, 5, final=True)
