@@ -61,8 +61,8 @@ class Source:
     """
 
     __slots__ = (
-        "_fd", "_digests", "_follow", "_info", "_path", "_place", "_resting", "_users", "_young",
-        "folder", "grid", "name", "offered",
+        "_fd", "_digests", "_follow", "_grid", "_info", "_path", "_place", "_resting", "_users", "_young",
+        "folder", "name", "offered",
     )  # fmt: skip
 
     def __init__(
@@ -77,6 +77,7 @@ class Source:
         self._users = 0
         self._resting = False
         self.offered: Offered
+        self._grid: Grid | None = None
         self._digests: ChunkDigests | None = None
         self._pin(info)
 
@@ -84,6 +85,12 @@ class Source:
     def path(self) -> bytes:
         """As a person would write it."""
         return os.path.join(self._place.path, self._path)
+
+    @property
+    def grid(self) -> Grid:
+        if self._grid is None:
+            self._grid = Grid.of(self.offered.size)
+        return self._grid
 
     @property
     def digests(self) -> ChunkDigests:
@@ -130,8 +137,7 @@ class Source:
         elif kind is Kind.SYMLINK:
             with disk.source_errors(self.path):
                 target = os.readlink(self._path, dir_fd=self._place.fd)
-        self.grid = Grid.of(size)
-        self._digests = None
+        self._grid = self._digests = None
         allocated = min(info.st_blocks * 512, size)
         mode, mtime_ns = stat.S_IMODE(info.st_mode), info.st_mtime_ns
         self.offered = Offered(kind, self.name, size, allocated, mode, mtime_ns, tag, target)
@@ -225,7 +231,7 @@ class Source:
             SourceChanged: it is not.
             SourceError: the disk.
         """
-        view = buffer[: self.grid.size]
+        view = buffer[: self.offered.size]
         try:
             fd = os.open(self._path, self._flags, dir_fd=self._place.fd)
             try:

@@ -344,14 +344,14 @@ class SendRun:
             self._warned = True
             self._emit(events.Warn("the receiver does not wait for its disk: a power cut there may undo this"))
         kind = source.offered.kind
-        self._count(state, source.grid.size, sent, reused, error, file=kind is not Kind.FOLDER)
+        self._count(state, source.offered.size, sent, reused, error, file=kind is not Kind.FOLDER)
         has_digest = outcome.root and kind is Kind.FILE
         self._emit(
             events.EntryEnded(
                 path=source.target_path,
                 kind=KIND_NAMES[kind],
                 state=state,
-                size=source.grid.size,
+                size=source.offered.size,
                 sent=sent,
                 reused=reused,
                 digest=f"{self._options.digest.label}:{outcome.root.hex()}" if has_digest else None,

@@ -349,8 +349,7 @@ class SendSession:
 
     def item(self, entry_id: int) -> Item | None:
         """The source of a live entry; None if the receiver ended it meanwhile."""
-        with self._wake:
-            return self._items.get(entry_id)
+        return self._items.get(entry_id)
 
     def said(self) -> None:
         """There may be something for another lane's writer to do."""
