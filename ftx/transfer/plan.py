@@ -16,15 +16,14 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from ftx.errors import ProtocolError, SourceChanged
 from ftx.protocol import messages as m
-from ftx.protocol.manifest import ChunkDigests, DigestName, Entry, Grid, Kind, Pin, root_of_one
+from ftx.protocol.manifest import ChunkDigests, DigestName, Grid, Kind, Pin, root_of_one
 from ftx.protocol.messages import Type
-from ftx.protocol.ranges import RangeSet, Repeats
+from ftx.protocol.ranges import RangeSet
 from ftx.protocol.session import State, next_state
 from ftx.transfer.actions import (
     KEPT,
@@ -38,74 +37,12 @@ from ftx.transfer.actions import (
     SendChunk,
     SendSmall,
 )
+from ftx.transfer.sending import Need, Sending, Small
 
 #: Chunks hashed for one DIGESTS message: a step is bounded, so PING is never late behind it.
 DIGESTS_STEP = 16
 #: Small files that one job sends.
 SMALL_STEP = 32
-
-
-class _Need(Enum):
-    """What an entry needs next, the most urgent first (G3). The last look costs nothing, and lets go of a source."""
-
-    CHECK = "check"
-    SEND = "send"
-    ANSWER = "answer"
-    HASH = "hash"
-
-
-@dataclass(slots=True)
-class _Sending:
-    """What the plan knows of one entry."""
-
-    entry: Entry
-    grid: Grid
-    digests: ChunkDigests
-    holes: RangeSet
-    state: State = State.OFFERED
-    wanted: RangeSet = field(default_factory=RangeSet)
-    unread: RangeSet = field(default_factory=RangeSet)
-    asks: deque[AnswerDigests] = field(default_factory=deque)
-    repairs: Repeats = field(default_factory=lambda: Repeats(m.MAX_REPAIRS))
-    sent_once: RangeSet = field(default_factory=RangeSet)
-    working: int = 0
-    checking: bool = False
-    withdrawn: bool = False
-    reread: bool = False
-    filed: _Need | None = None
-    sent: int = 0
-    held: int = 0
-    zeros: int = 0
-    missing: int | None = None
-
-    def need(self, *, paused: bool) -> _Need | None:
-        """The most urgent thing to do for this entry; None when it waits for the receiver or for a job."""
-        if self.wanted and not paused:
-            return _Need.SEND
-        if self.asks:
-            # One lane at a time, so that the answers to one ask keep their order.
-            return None if self.working else _Need.ANSWER
-        if self.state is not State.WANTED or self.wanted:
-            return None
-        if self.unread:
-            return _Need.HASH
-        ready = not self.working and not self.checking and self.digests.complete
-        return _Need.CHECK if ready else None
-
-
-class _Small:
-    """What the plan knows of a small file while all goes as it mostly does: twin of ``ledger.Small``.
-
-    Attributes:
-        digest: of its chunk, once it was read; its FINISH has been said then.
-    """
-
-    __slots__ = ("digest", "entry", "state")
-
-    def __init__(self, entry: Entry) -> None:
-        self.entry = entry
-        self.state = State.OFFERED
-        self.digest: bytes | None = None
 
 
 #: What is offered, the chunks of it that are holes, and the digests that are known of it.
@@ -139,9 +76,9 @@ class Plan:
         self._lock = threading.Lock()
         self._digest = digest
         self._say: deque[m.Message] = deque()
-        self._live: dict[int, _Sending | _Small] = {}
+        self._live: dict[int, Sending | Small] = {}
         self._small: deque[int] = deque()  # small files that are wanted
-        self._ready: dict[_Need, dict[int, _Sending]] = {need: {} for need in _Need}
+        self._ready: dict[Need, dict[int, Sending]] = {need: {} for need in Need}
         self._next_id = 1
         self._window = m.INITIAL_WINDOW
         self._scanned = False
@@ -179,14 +116,14 @@ class Plan:
             self._next_id += len(items)
             for entry_id, (offered, holes, digests) in enumerate(items, first):
                 if offered.kind is Kind.FILE and offered.size <= SMALL:
-                    self._live[entry_id] = _Small(offered.entry(entry_id, folder))
+                    self._live[entry_id] = Small(offered.entry(entry_id, folder))
                     continue
                 entry = offered.entry(entry_id, folder)
                 grid = Grid.of(offered.size if offered.kind is Kind.FILE else 0)
                 digests = ChunkDigests(grid, self._digest) if digests is None else digests
                 holes = RangeSet() if holes is None else holes
                 digests.set_ranges_zero(holes)
-                sending = _Sending(entry, grid, digests, holes)
+                sending = Sending(entry, grid, digests, holes)
                 sending.unread = digests.known.complement(sending.grid.count)
                 self._live[entry_id] = sending
             self._say.append(m.Folder(folder, first, tuple(offered for offered, _, _ in items)))
@@ -215,13 +152,13 @@ class Plan:
     def small_begun(self, entry_ids: Sequence[int]) -> list[int]:
         """Those of a SendSmall's files that are still to be read: the receiver may have ended others meanwhile."""
         with self._lock:
-            return [entry_id for entry_id in entry_ids if isinstance(self._live.get(entry_id), _Small)]
+            return [entry_id for entry_id in entry_ids if isinstance(self._live.get(entry_id), Small)]
 
     def small_read(self, entry_id: int, digest: bytes) -> bool:
         """A small file was read, found unchanged, and is on its way with its FINISH. False if it is not to be sent."""
         with self._lock:
             live = self._live.get(entry_id)
-            if not isinstance(live, _Small):
+            if not isinstance(live, Small):
                 return False
             live.digest = digest
             live.state = State.FINISHED
@@ -345,32 +282,18 @@ class Plan:
                     raise ProtocolError(f"{type(message).__name__} is not for a sender")
             return []
 
-    def _get(self, entry_id: int) -> _Sending | None:
+    def _get(self, entry_id: int) -> Sending | None:
         """A live entry, with all that there is to know of it; None if it has ended."""
         live = self._live.get(entry_id)
-        if isinstance(live, _Small):
-            live = self._live[entry_id] = self._grown(live)
+        if isinstance(live, Small):
+            live = self._live[entry_id] = live.grown(self._digest)
             self._file(live)
         return live
-
-    def _grown(self, small: _Small) -> _Sending:
-        """The same, ready for whatever may happen."""
-        grid = Grid.of(small.entry.size)
-        sending = _Sending(small.entry, grid, ChunkDigests(grid, self._digest), RangeSet(), small.state)
-        sending.unread.add(0, grid.count)
-        if small.digest:
-            sending.digests.set(0, small.digest)
-            sending.unread = RangeSet()
-            sending.sent_once.add(0, 1)
-            sending.sent = grid.size
-        elif small.state is State.WANTED:
-            sending.wanted.add(0, grid.count)
-        return sending
 
     def _want_all(self, message: m.WantAll) -> None:
         for entry_id in message.entries:
             live = self._live.get(entry_id)
-            if isinstance(live, _Small) and live.state is State.OFFERED:
+            if isinstance(live, Small) and live.state is State.OFFERED:
                 live.state = State.WANTED
                 self._small.append(entry_id)
                 continue
@@ -379,7 +302,7 @@ class Plan:
                 count = sending.grid.count
                 self._want_more(sending, [m.Range(0, count)] if count else [])
 
-    def _step(self, entry_id: int, type_: Type) -> _Sending | None:
+    def _step(self, entry_id: int, type_: Type) -> Sending | None:
         """Move an entry's state on; None if it has ended (the message is late and dropped)."""
         if not 0 < entry_id < self._next_id:
             raise ProtocolError(f"{type_.name} for entry {entry_id}, which was never offered")
@@ -399,7 +322,7 @@ class Plan:
         if first_answer:
             sending.missing = sending.grid.bytes_in(sending.wanted)
 
-    def _want_more(self, sending: _Sending, ranges: Sequence[m.Range]) -> None:
+    def _want_more(self, sending: Sending, ranges: Sequence[m.Range]) -> None:
         for item in ranges:
             stop = item.first + item.count
             if stop > sending.grid.count or item.count == 0:
@@ -424,7 +347,7 @@ class Plan:
 
     def _skip(self, item: m.SkipItem) -> Outcome | None:
         live = self._live.get(item.entry)
-        if isinstance(live, _Small) and live.state is State.OFFERED and item.reason is m.SkipReason.SAME:
+        if isinstance(live, Small) and live.state is State.OFFERED and item.reason is m.SkipReason.SAME:
             self.skipped += 1
             del self._live[item.entry]
             return Outcome(live.entry, "skipped", reused=live.entry.size)
@@ -453,7 +376,7 @@ class Plan:
         if live is not None and live.state is State.OFFERED and live.entry.kind is Kind.FILE:
             raise ProtocolError(f"a receipt for entry {item.entry}, of which nothing was sent")
         durable = bool(item.flags & m.ReceiptFlags.DURABLE)
-        if isinstance(live, _Small) and live.digest is not None:
+        if isinstance(live, Small) and live.digest is not None:
             size = live.entry.size
             if item.root != root_of_one(self._digest, live.digest, size):
                 raise ProtocolError(f"a receipt for entry {item.entry} with another root digest")
@@ -468,7 +391,7 @@ class Plan:
         self.done += 1
         return self._end(sending, "done", root=item.root, durable=durable)
 
-    def _end(self, sending: _Sending, state: str, *, code: int = 0, message: str = "",
+    def _end(self, sending: Sending, state: str, *, code: int = 0, message: str = "",
              root: bytes = b"", durable: bool = False) -> Outcome:  # fmt: skip
         del self._live[sending.entry.id]
         if sending.filed is not None:
@@ -514,17 +437,17 @@ class Plan:
         """Chunks rest or go on; answers and reading go on in any case."""
         self._paused = message
         for live in self._live.values():
-            if isinstance(live, _Sending):
+            if isinstance(live, Sending):
                 self._file(live)
 
-    def _first_ready(self) -> tuple[_Sending, _Need] | None:
+    def _first_ready(self) -> tuple[Sending, Need] | None:
         """An entry that needs something, the most urgent first."""
         for need, ready in self._ready.items():
             if ready:
                 return next(iter(ready.values())), need
         return None
 
-    def _file(self, sending: _Sending) -> None:
+    def _file(self, sending: Sending) -> None:
         """Put the entry among those that need what it needs first, so that ``next`` never searches."""
         need = sending.need(paused=self._paused is not None)
         if need is not sending.filed:
@@ -534,10 +457,10 @@ class Plan:
                 self._ready[need][sending.entry.id] = sending
             sending.filed = need
 
-    def _job(self, sending: _Sending, need: _Need) -> Job:
+    def _job(self, sending: Sending, need: Need) -> Job:
         entry_id = sending.entry.id
         match need:
-            case _Need.SEND:
+            case Need.SEND:
                 start, stop = sending.wanted.first()
                 if zeros := sending.holes.overlap(start, stop)[: m.MAX_RANGES]:
                     sending.wanted.difference_update(zeros)
@@ -549,7 +472,7 @@ class Plan:
                 sending.unread.discard(index, index + 1)  # no other lane need read it
                 sending.working += 1
                 return SendChunk(entry_id, index)
-            case _Need.ANSWER:
+            case Need.ANSWER:
                 ask = sending.asks.popleft()
                 known = ask.digest is self._digest and sending.digests.known.covers(ask.first, ask.stop)
                 if known:
@@ -559,11 +482,11 @@ class Plan:
                     ask = replace(ask, stop=ask.first + DIGESTS_STEP)
                 sending.working += 1
                 return ask
-            case _Need.HASH:
+            case Need.HASH:
                 index, _ = sending.unread.pop_first(1)
                 sending.working += 1
                 return HashChunk(entry_id, index)
-            case _Need.CHECK:
+            case Need.CHECK:
                 sending.checking = True
                 return CheckSource(entry_id)
             case _:
@@ -583,8 +506,8 @@ class Plan:
     def live(self) -> Live:
         """What is under way."""
         with self._lock:
-            live = [one for one in self._live.values() if isinstance(one, _Sending)]
-            small = [one for one in self._live.values() if isinstance(one, _Small)]
+            live = [one for one in self._live.values() if isinstance(one, Sending)]
+            small = [one for one in self._live.values() if isinstance(one, Small)]
             return Live(
                 all_offered=self._scanned,
                 files=sum(sending.entry.kind is not Kind.FOLDER for sending in live) + len(small),

@@ -33,9 +33,10 @@ from ftx.transfer.actions import (
     Say,
 )
 from ftx.transfer.crew import Crew
-from ftx.transfer.ledger import Ledger, Receiving, Small
+from ftx.transfer.ledger import Ledger
 from ftx.transfer.look import Looker
 from ftx.transfer.publish import Publisher
+from ftx.transfer.receiving import Receiving, Small
 from ftx.transfer.room import Room
 from ftx.transfer.underway import UnderWay
 

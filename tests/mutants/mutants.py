@@ -84,9 +84,9 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "held chunks are read before missing ones are sent",
         ("G3",),
-        "ftx/transfer/plan.py",
-        "        if self.wanted and not paused:\n            return _Need.SEND\n",
-        "        if self.wanted and not self.unread:\n            return _Need.SEND\n",
+        "ftx/transfer/sending.py",
+        "        if self.wanted and not paused:\n            return Need.SEND\n",
+        "        if self.wanted and not self.unread:\n            return Need.SEND\n",
         "tests/transfer/test_sessions.py::test_g3_missing_chunks_go_first",
     ),
     # --- G4: no damaged byte

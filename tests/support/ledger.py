@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ftx.protocol import messages as m
 from ftx.transfer.actions import Action, Verdict
-from ftx.transfer.ledger import Ledger, Receiving, Small
+from ftx.transfer.ledger import Ledger
+from ftx.transfer.receiving import Receiving, Small
 
 
 class OneByOne(Ledger):
