@@ -142,14 +142,14 @@ def _place(
     root: Root, old: bytes, old_folder: Folder, folder: Folder, name: bytes, policy: Policy, entry: Entry
 ) -> bytes:
     """Rename or link what was written to its name; the name it got."""
-    shown = disk.show(entry.path)
     if root.may_fold(folder):
         if disk.look(name, folder=folder.fd) is not None:
-            refuse_folded(root, folder, name, shown)
+            refuse_folded(root, folder, name, disk.show(entry.path))
         folder.note(name)
     if policy is Policy.REPLACE:
         disk.rename(old, name, old_folder=old_folder.fd, new_folder=folder.fd)
         return name
+    shown = disk.show(entry.path)
     for candidate in chain([name], other_names(name) if policy is Policy.RENAME else ()):
         try:
             disk.link(old, candidate, old_folder=old_folder.fd, new_folder=folder.fd)

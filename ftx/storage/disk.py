@@ -80,11 +80,9 @@ def unlink(name: bytes, *, folder: int) -> None:
 
 def write_at(fd: int, data: Buffer, offset: int) -> None:
     """Write all of ``data``: a short write is continued, and then fails with the true reason."""
-    view = memoryview(data)
-    while view:
-        done = os.pwrite(fd, view, offset)
-        view = view[done:]
-        offset += done
+    done = os.pwrite(fd, data, offset)
+    while done < len(data):
+        done += os.pwrite(fd, memoryview(data)[done:], offset + done)
 
 
 def read_at(fd: int, buffer: memoryview, offset: int) -> int:

@@ -17,6 +17,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from contextlib import suppress
 
 from ftx.errors import Busy, NoSpace
@@ -394,7 +395,7 @@ class PartialStore:
                     partial.close()
                     raise
         except BaseException:
-            self.unclaim(entry.path)
+            self.unclaim([entry.path])
             raise
         with self._lock:
             self._memory.pop(key, None)
@@ -413,9 +414,10 @@ class PartialStore:
                 raise Busy(f"{disk.show(path)}: another transfer is writing to it")
             self._open.add(path)
 
-    def unclaim(self, path: bytes) -> None:
+    def unclaim(self, paths: Sequence[bytes]) -> None:
+        """Others may have these now."""
         with self._lock:
-            self._open.discard(path)
+            self._open.difference_update(paths)
 
     def _check_space(self, partial: Partial) -> None:
         """Set the space aside that the partial may still need."""
@@ -458,7 +460,7 @@ class PartialStore:
     def release(self, partial: Partial, *, committed: bool) -> None:
         """Close a partial. One that was not committed is kept, and so is what is known of it."""
         partial.close()
-        self.unclaim(partial.entry.path)
+        self.unclaim([partial.entry.path])
         with self._lock:
             self._partials.discard(partial)
             if not committed:

@@ -28,8 +28,6 @@ MAX_DURABLE = 1024
 BESIDE_PREFIX = b".ftx-"
 BESIDE_SUFFIX = b".part"
 
-#: A name of which nothing has to be asked. G6: what is not plain goes the long way.
-_PLAIN = re.compile(rb"(?!\.|ftx~)[^/\x00\x80-\xff]{1,255}", re.IGNORECASE)
 #: The second name that the FAT family gives to ``.ftx``.
 _SHORT_NAME = re.compile(r"ftx~[0-9]+")
 #: What a file system that folds may overlook, besides format characters: of Unicode's Default_Ignorable_Code_Point
@@ -62,8 +60,6 @@ def check_name(part: bytes, path: bytes) -> None:
     Raises:
         NameRefused: as ``components``.
     """
-    if _PLAIN.fullmatch(part):
-        return  # so nearly all of them, and there may be millions
     if part in (b"", b".", b"..") or b"/" in part:
         raise NameRefused(f"{disk.show(path)}: not a relative path of plain names")
     if len(part) > MAX_NAME:
@@ -88,8 +84,8 @@ def file_components(path: bytes) -> tuple[bytes, ...]:
 
 def is_reserved(name: bytes) -> bool:
     """Whether a file system may take ``name`` for one of ftx's own, whatever it folds (case, NFC, ignorables)."""
-    if _PLAIN.fullmatch(name):
-        return False
+    if name.isascii() and name[:4].lower() not in (b".ftx", b"ftx~"):
+        return False  # so nearly all of them, and there may be millions
     text = name.decode("utf-8", "replace").casefold()
     if not name.isascii():
         text = _IGNORABLE.sub("", unicodedata.normalize("NFKC", text))

@@ -96,7 +96,8 @@ class Whole(InUse):
 
     def _create(self, payload: Buffer) -> None:
         folder = self._scratch.folder().fd
-        self.forget()
+        if self.there:
+            self.forget()
         entry = self.entry
         if entry.kind is Kind.SYMLINK:
             disk.make_link(entry.target, self.name, folder=folder)
@@ -112,9 +113,11 @@ class Whole(InUse):
                 disk.truncate(fd, entry.size)
             disk.set_times(fd, entry.mtime_ns)
             disk.set_mode(fd, entry.mode)
-            if self._scratch.keep_open():
+            if self._scratch.together:
+                pass
+            elif self._scratch.keep_open():
                 self.fd, fd = fd, -1
-            elif not self._scratch.together:
+            else:
                 disk.sync_file(fd)
                 self.synced = True
         finally:
@@ -181,8 +184,6 @@ class Scratch:
 
     def keep_open(self) -> bool:
         """Whether a file that was written stays open until it is synced. What fails may else be told to nobody."""
-        if self.together:
-            return False
         with self._lock:
             if self._open >= MAX_OPEN:
                 return False

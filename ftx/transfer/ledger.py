@@ -431,11 +431,10 @@ class Ledger:
                 return self._refuse(receiving, receiving.cancelled.code, receiving.cancelled.message)
             return self._repair(receiving, ranges)
 
-    def committing(self, entry_id: int) -> bool:
-        """Whether a Commit for the entry still holds."""
+    def committing(self, entry_ids: Sequence[int]) -> list[int]:
+        """Those for which a Commit still holds: what others were to publish was lost meanwhile."""
         with self._lock:
-            receiving = self._live.get(entry_id)
-            return receiving is not None and receiving.committing
+            return [entry_id for entry_id in entry_ids if (live := self._live.get(entry_id)) and live.committing]
 
     def committed(self, published: Sequence[tuple[int, bytes]], *, durable: bool) -> list[Action]:
         """These are published, under these paths; their receipts may go (G5)."""

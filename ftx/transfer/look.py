@@ -82,7 +82,7 @@ class Looker:
         """Where an entry is to be written. What is small needs no journal: nothing of it is worth resuming."""
         if entry.kind is Kind.FOLDER:
             return Whole(self._under_way.scratch, entry, self._digest)
-        small = entry.kind is Kind.SYMLINK or Grid.of(entry.size).count <= 1
+        small = entry.size <= SMALL or Grid.of(entry.size).count <= 1  # a link's size is 0
         if not small or has_partial or not target.takes_renames(entry.path):
             if entry.kind is Kind.SYMLINK:
                 raise DestinationError(f"{disk.show(entry.path)}: a link on another file system than the destination")
@@ -91,6 +91,6 @@ class Looker:
         try:
             self._store.check_space(entry.path, entry.allocated)
         except FtxError:
-            self._store.unclaim(entry.path)
+            self._store.unclaim([entry.path])
             raise
         return Whole(self._under_way.scratch, entry, self._digest, claimed=True)

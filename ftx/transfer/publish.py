@@ -164,10 +164,10 @@ class Publisher:
     def _publish_all(self, entry_ids: Sequence[int]) -> None:
         """Publish what was written in one go together, and every other entry by itself."""
         wholes: dict[Whole, int] = {}
-        for entry_id in entry_ids:
+        for entry_id in self._ledger.committing(entry_ids):
             partial = self._under_way.get(entry_id)
-            if partial is None or not self._ledger.committing(entry_id):
-                continue  # what it was to publish was lost meanwhile
+            if partial is None:
+                continue
             if isinstance(partial, Whole):
                 wholes[partial] = entry_id
             else:
@@ -192,9 +192,7 @@ class Publisher:
                 if isinstance(result, FtxError):
                     actions.extend(self._ledger.fail(entry_id, result.wire, str(result)))
                 else:
-                    self._under_way.pop(entry_id)
                     published.append((entry_id, result))
-                    self._under_way.let_go(whole, committed=True)
             if full is not None:
                 raise full
 
@@ -209,6 +207,7 @@ class Publisher:
                     self._lost(entry_id, SyncFailed(RangeSet([(0, whole.chunks)]), failure.error))
                 else:
                     self._fail(entry_id, DestinationError(f"{disk.show(whole.entry.path)}: {failure}"))
+        self._under_way.published([entry_id for entry_id, _ in published])
         self._act(self._ledger.committed(published, durable=self._fsync) + actions)
 
     def _publish(self, entry_id: int, partial: Partial) -> None:

@@ -88,6 +88,7 @@ class ReceiveSession:
         self._lane = lane
         self._lanes = {1: lane}
         self._digest = request.digest
+        self._digest_label = f"{request.digest.label}:"
         self._fsync = fsync
         self._timeout_s = timeout_s
         self._granted = lanes
@@ -219,7 +220,7 @@ class ReceiveSession:
                 size=outcome.entry.size,
                 sent=outcome.sent,
                 reused=outcome.reused,
-                digest=f"{self._digest.label}:{outcome.root.hex()}" if has_digest else None,
+                digest=self._digest_label + outcome.root.hex() if has_digest else None,
                 code=error.exit_code if error else 0,
                 message=outcome.message,
             )

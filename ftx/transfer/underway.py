@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 from ftx.storage.partial import Partial, PartialStore
 from ftx.storage.scratch import Scratch, Whole
@@ -48,13 +49,23 @@ class UnderWay:
         if (partial := self.pop(entry_id)) is not None:
             self.let_go(partial, committed=False)
 
+    def published(self, entry_ids: Sequence[int]) -> None:
+        """These were published in one go: their paths are free again."""
+        with self._lock:
+            wholes = [whole for entry_id in entry_ids if (whole := self._open.pop(entry_id, None))]
+        claimed = [whole for whole in wholes if isinstance(whole, Whole) and whole.claimed]
+        for whole in claimed:
+            if whole.fd >= 0:
+                whole.close()  # it was open until it was synced
+        self.store.unclaim([whole.entry.path for whole in claimed])
+
     def let_go(self, partial: Partial | Whole, *, committed: bool) -> None:
         if isinstance(partial, Partial):
             self.store.release(partial, committed=committed)
         else:
             partial.close()
             if partial.claimed:
-                self.store.unclaim(partial.entry.path)
+                self.store.unclaim([partial.entry.path])
 
     def close(self) -> None:
         """The session is over."""

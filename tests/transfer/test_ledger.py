@@ -632,13 +632,13 @@ def test_a_commit_that_fails_refuses_the_entry() -> None:
 
 def test_a_commit_is_void_when_a_failed_sync_came_between() -> None:
     ledger = committing()
-    assert ledger.committing(1)
+    assert ledger.committing([1])
     ledger.lost(1, spans((0, 1)))
-    assert not ledger.committing(1)
+    assert not ledger.committing([1])
     arrive(ledger, 0)
-    assert ledger.committing(1)
+    assert ledger.committing([1])
     ledger.committed_one(1, durable=True)
-    assert not ledger.committing(1)
+    assert not ledger.committing([1])
 
 
 # --- How entries ended ---------------------------------------------------------------------------------
@@ -822,7 +822,7 @@ def test_g5_a_folder_or_link_is_made_and_its_receipt_follows(kind: Kind) -> None
     ledger = OneByOne(XXH3, WINDOW)
     assert looked_at(ledger.receive(m.Folder(b"", 1, (bare(kind=kind),)))) == [1]
     assert ledger.looked_one(1, Make()) == [Commit(1)]
-    assert ledger.committing(1)
+    assert ledger.committing([1])
     assert ledger.committed_one(1, durable=True) == [Say(MADE)]
     (outcome,) = ledger.ended()
     assert (outcome.state, outcome.durable, outcome.root) == ("done", True, MADE.items[0].root)
@@ -866,7 +866,7 @@ def test_a_folder_that_cannot_be_made_fails_alone() -> None:
     ledger.looked_one(1, Make())
     ledger.looked_one(2, Make())
     assert shape(ledger.fail(1, NoSpace.wire, "full")) == refused(NoSpace.wire)
-    assert ledger.committing(2)
+    assert ledger.committing([2])
     assert (ledger.failed, ledger.done) == (1, 0)
 
 
@@ -1025,7 +1025,7 @@ def test_small_files_are_wanted_together_and_each_is_committed_by_its_data() -> 
     assert actions == [Say(m.WantAll((1, 2, 3)))]
     assert arrive_whole(ledger, 2) == [Commit(2)]
     assert arrive_whole(ledger, 1) == [Commit(1)]
-    assert not ledger.committing(3)
+    assert not ledger.committing([3])
     root = root_of(1)
     receipts = tuple(m.ReceiptItem(entry_id, m.ReceiptFlags.DURABLE, root) for entry_id in (2, 1))
     assert ledger.committed([(2, b"a/f1"), (1, b"a/f0.1")], durable=True) == [Say(m.Receipt(receipts))]
@@ -1114,7 +1114,7 @@ def test_g5_a_small_file_that_the_disk_lost_is_wanted_again() -> None:
     ledger, _ = fresh(1)
     arrive_whole(ledger)
     assert ledger.lost(1, spans((0, 1))) == [want((0, 1))]
-    assert not ledger.committing(1)
+    assert not ledger.committing([1])
     assert arrive(ledger, 0) == [Commit(1)]
 
 

@@ -780,7 +780,7 @@ class World:
 
     def may_publish(self, entry_id: int) -> bool:
         """Whether it is to be published still, and nothing goes wrong before."""
-        if not self.ledger.committing(entry_id):
+        if not self.ledger.committing([entry_id]):
             return False  # what it was to publish was lost meanwhile
         if self.rng.random() < self.disk_trouble and self.lose(entry_id):
             return False
