@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -31,6 +32,7 @@ class _Step:
     kind: Lost  # NAMES, CONTENTS of a journal, or PARTIAL
     inode: int  # of the file or the folder whose sync makes it durable
     undo: Callable[[], None]
+    metadata: bool = False  # a mode or a time, for which ``sync_data`` does not wait
 
 
 class UnsyncedDisk:
@@ -45,10 +47,12 @@ class UnsyncedDisk:
     def install(self) -> None:
         scratch = self._scratch
         scratch.mkdir(exist_ok=True)
-        for name in ("write_at", "truncate", "rename", "link", "make_link", "unlink", "make_folder"):
+        for name in (
+            "write_at", "truncate", "set_times", "set_mode", "rename", "link", "make_link", "unlink", "make_folder",
+        ):  # fmt: skip
             setattr(disk, name, self._noted(getattr(disk, name), getattr(self, f"_{name}")))
         for name in ("sync_data", "sync_file", "sync_folder"):
-            setattr(disk, name, self._synced(getattr(disk, name)))
+            setattr(disk, name, self._synced(getattr(disk, name), metadata=name != "sync_data"))
         disk.sync_file_system = self._all_synced(disk.sync_file_system)
         disk.remove_folder = self._remove_folder
 
@@ -71,12 +75,12 @@ class UnsyncedDisk:
 
         return noted
 
-    def _synced(self, real: Callable[[int], None]) -> Callable[[int], None]:
+    def _synced(self, real: Callable[[int], None], *, metadata: bool) -> Callable[[int], None]:
         def synced(fd: int) -> None:
             with self.lock:
                 real(fd)
                 inode = os.fstat(fd).st_ino
-                self._steps = [step for step in self._steps if step.inode != inode]
+                self._steps = [step for step in self._steps if step.inode != inode or step.metadata > metadata]
 
         return synced
 
@@ -113,6 +117,19 @@ class UnsyncedDisk:
             os.pwrite(fd, tail, size)
 
         yield self._contents(fd, undo)
+
+    def _metadata(self, fd: int, undo: Callable[[int], None]) -> _Step:
+        info, copy = os.fstat(fd), os.dup(fd)
+        kind = Lost.NAMES if stat.S_ISDIR(info.st_mode) else Lost.PARTIAL
+        return _Step(kind, info.st_ino, lambda: undo(copy), metadata=True)
+
+    def _set_times(self, fd: int, mtime_ns: int) -> Iterator[_Step]:
+        before = os.fstat(fd).st_mtime_ns
+        yield self._metadata(fd, lambda fd: os.utime(fd, ns=(before, before)))
+
+    def _set_mode(self, fd: int, mode: int) -> Iterator[_Step]:
+        before = stat.S_IMODE(os.fstat(fd).st_mode)
+        yield self._metadata(fd, lambda fd: os.fchmod(fd, before))
 
     def _backup(self, name: bytes, folder: int) -> Path | None:
         self._backups += 1

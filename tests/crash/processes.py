@@ -21,11 +21,12 @@ from typing import Any, NoReturn
 
 from ftx import api
 from ftx.options import Exists
-from ftx.storage import disk, partial, source
+from ftx.storage import disk, partial, scan, scratch, source
 from ftx.storage.source import Source
 from ftx.transfer import crew, events
 from tests.crash.lossy import Lost, UnsyncedDisk
 from tests.support import local  # noqa: F401 - a receiver that ends does not wait for a tick of its listener
+from tests.support.trees import Node, size_of, snapshot, without_top
 
 PATIENCE_S = 30
 SIDE_BY_SIDE = 6
@@ -194,6 +195,8 @@ class Setting:
         begin: the fault of a run that went before; None: there was none.
         young: the source is too young to be trusted.
         small: the file beside the source is sent, which is written in one go.
+        tree: the tree beside the source is sent; ``target`` is the file in it that may have an old version.
+        together: one sync stands for a group of small files, whatever file system the test runs on.
     """
 
     source: Path
@@ -205,16 +208,30 @@ class Setting:
     begin: Fault | None = None
     young: bool = False
     small: bool = False
+    tree: bool = False
+    together: bool = True
 
     def __post_init__(self) -> None:
         if self.small:
             object.__setattr__(self, "source", self.source.parents[1] / "small" / self.source.name)
+        if self.tree:
+            object.__setattr__(self, "source", self.source.parents[1] / "tree")
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return size_of(snapshot(self.source)) if self.tree else self.source.stat().st_size
+
+    @property
+    def old_name(self) -> str:
+        """What has the old contents, below the destination."""
+        return self.target if self.tree else "file"
 
     def prepare(self, base: Path) -> None:
         into = base / "into"
-        into.mkdir(parents=True)
+        (into / self.old_name).parent.mkdir(parents=True)
         if self.old is not None:
-            (into / "file").write_bytes(self.old)
+            (into / self.old_name).write_bytes(self.old)
         if self.begin:
             run = transfer(self, base, of_receiver=self.begin)
             assert run.receiver_status == KILLED, run
@@ -237,7 +254,7 @@ class Sent:
     status: int
     code: int | None = None
     message: str = ""
-    receipt: bool = False
+    receipts: list[str] = field(default_factory=list)
     bytes_sent: int = 0
     calls: list[str] = field(default_factory=list)
 
@@ -259,8 +276,8 @@ def transfer(
         for _ in range(sends):
             status, reports = Forked(lambda report: _send(setting, port, of_sender, report)).wait()
             last = reports[-1] if status == 0 else {}
-            receipt = any(report.get("state") == "done" for report in reports)
-            run.senders.append(Sent(status, receipt=receipt, **last))
+            receipts = [report["path"] for report in reports if report.get("state") == "done"]
+            run.senders.append(Sent(status, receipts=receipts, **last))
         os.kill(receiver.pid, signal.SIGTERM)
     run.receiver_status, reports = receiver.wait()
     if run.receiver_status == 0:
@@ -271,6 +288,8 @@ def transfer(
 
 def _receive(setting: Setting, base: Path, fault: Fault | None, report: Report) -> None:
     partial.JOURNAL_S = 0  # so that the calls of two runs are the same
+    scratch._syncs_together = lambda fd: setting.together
+    scratch.GROUP_SLOW_S = PATIENCE_S
     unsynced = None
     if fault and fault.lost:
         unsynced = UnsyncedDisk(base / "unsynced")
@@ -297,10 +316,11 @@ def _send(setting: Setting, port: int, fault: Fault | None, report: Report) -> N
     watch = Watch(fault)
     watch.wrap(disk, DISK)
     watch.wrap(Source, SOURCE)
+    watch.wrap(scan, ["_entry"])
 
     def on_event(event: api.Event) -> None:
         if isinstance(event, events.EntryEnded):
-            report({"state": event.state})
+            report({"state": event.state, "path": os.fsdecode(event.path)})
 
     options = api.SendOptions(
         host="127.0.0.1", port=port, folder=setting.folder, retry_for_s=0, timeout_s=10, config_dir=setting.config
@@ -321,6 +341,8 @@ def _send(setting: Setting, port: int, fault: Fault | None, report: Report) -> N
 
 def wrong(setting: Setting, base: Path) -> str:
     """What G1 forbids: anything under a final name but the whole old file or the whole new one."""
+    if setting.tree:
+        return _wrong_in_tree(setting, base)
     into, new = base / "into", setting.source.read_bytes()
     for path in into.rglob("*"):
         name = str(path.relative_to(into))
@@ -337,8 +359,48 @@ def wrong(setting: Setting, base: Path) -> str:
     return ""
 
 
+def _wrong_in_tree(setting: Setting, base: Path) -> str:
+    """Everything but folders comes with its metadata, or not at all. Folders get theirs when they are complete."""
+    new, now = offered(setting), without_top(snapshot(base / "into"))
+    old = os.fsencode(setting.old_name)
+    is_old = old in now and (base / "into" / setting.old_name).read_bytes() == setting.old
+    for path, node in now.items():
+        if node.kind == "folder":
+            if path not in new or new[path].kind != "folder":
+                return f"{path!r} is a folder that nobody has sent"
+        elif node != new.get(path) and (path != old or not is_old):
+            return f"{path!r} is neither old nor new: {node}"
+    if setting.old is not None and old not in now:
+        return "the old file is gone"
+    return ""
+
+
+def offered(setting: Setting) -> dict[bytes, Node]:
+    """What a tree is to be at the destination, by path."""
+    name = os.fsencode(setting.source.name)
+    return {os.path.join(name, path) if path else name: node for path, node in snapshot(setting.source).items()}
+
+
+def broken_receipts(setting: Setting, base: Path, receipts: list[str]) -> list[str]:
+    """What a receipt was given for, and is not there."""
+    if not setting.tree:
+        return receipts if receipts and not is_there(setting, base) else []
+    new, now = offered(setting), snapshot(base / "into")
+    return [path for path in receipts if now.get(os.fsencode(path)) != new[os.fsencode(path)]]
+
+
+def held_by_receipts(setting: Setting, receipts: list[str]) -> int:
+    """Bytes that are not to be sent again."""
+    if not setting.tree:
+        return setting.size if receipts else 0
+    new = offered(setting)
+    return sum(new[os.fsencode(path)].size for path in receipts)
+
+
 def is_there(setting: Setting, base: Path) -> bool:
-    """Whether the new file is there, whole, under its final name."""
+    """Whether what is new is there, whole, under its final name; a tree with all its metadata and nothing else."""
+    if setting.tree:
+        return without_top(snapshot(base / "into")) == offered(setting)
     path = base / "into" / setting.target
     return path.exists() and path.read_bytes() == setting.source.read_bytes()
 

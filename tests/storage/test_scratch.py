@@ -1,0 +1,118 @@
+"""G5: small files of one session, whose sync together may be given up between their writing and their publishing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ftx.options import Exists as Policy
+from ftx.protocol.manifest import Entry, Kind
+from ftx.storage import commit, disk, scratch
+from ftx.storage.paths import Root
+from ftx.storage.scratch import GROUP_LEAST, Scratch, Whole
+from tests.storage.support import MTIME_NS, TAG, XXH3, record
+
+DATA = b"small"
+
+
+@pytest.fixture
+def unsynced(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Inodes of files that were written and that no sync has covered yet."""
+    found: set[int] = set()
+    write_at, sync_file, sync_all = disk.write_at, disk.sync_file, disk.sync_file_system
+
+    def written(fd: int, data: bytes, offset: int) -> None:
+        write_at(fd, data, offset)
+        found.add(os.fstat(fd).st_ino)
+
+    def synced(fd: int) -> None:
+        found.discard(os.fstat(fd).st_ino)
+        sync_file(fd)
+
+    def all_synced(fd: int) -> None:
+        found.clear()
+        sync_all(fd)
+
+    monkeypatch.setattr(disk, "write_at", written)
+    monkeypatch.setattr(disk, "sync_file", synced)
+    monkeypatch.setattr(disk, "sync_file_system", all_synced)
+    return found
+
+
+@pytest.fixture
+def folder(root: Root, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scratch]:
+    """One sync stands for all, until one takes long: the first does."""
+    monkeypatch.setattr(scratch, "_syncs_together", lambda fd: True)
+    monkeypatch.setattr(scratch, "GROUP_SLOW_S", -1)
+    folder = Scratch(root, durable=True)
+    folder.folder()
+    yield folder
+    folder.close()
+
+
+def written(folder: Scratch, first: int, count: int) -> list[Whole]:
+    wholes = []
+    for number in range(first, first + count):
+        entry = Entry(number, Kind.FILE, b"file%d" % number, len(DATA), len(DATA), 0o644, MTIME_NS, TAG)
+        wholes.append(Whole(folder, entry, XXH3))
+        wholes[-1].write(0, DATA)
+    return wholes
+
+
+@pytest.mark.parametrize("count", [1, GROUP_LEAST - 1, GROUP_LEAST, GROUP_LEAST + 1])
+def test_g5_what_was_written_before_the_sync_for_all_was_given_up_is_synced_by_itself(
+    root: Root, into: Path, folder: Scratch, unsynced: set[int], monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """It was closed at once, since one sync was to stand for all. That was found too slow before its turn came."""
+    first = written(folder, 1, GROUP_LEAST)
+    assert all(whole.fd < 0 and not whole.synced for whole in first)
+    folder.sync(first)
+    assert unsynced == set()
+    monkeypatch.setattr(folder, "_together", True)
+    second = written(folder, 200, count)  # while the slow sync of the first was under way
+    monkeypatch.setattr(folder, "_together", False)
+    second += written(folder, 300, 2)  # behind it
+    rename = disk.rename
+
+    def renamed(old: bytes, new: bytes, *, old_folder: int, new_folder: int) -> None:
+        assert os.stat(old, dir_fd=old_folder).st_ino not in unsynced
+        rename(old, new, old_folder=old_folder, new_folder=new_folder)
+
+    monkeypatch.setattr(disk, "rename", renamed)
+    results = commit.publish_group(root, folder, second, Policy.REPLACE, fsync=True)
+    assert [path for _, path in results] == [whole.entry.path for whole in second]
+    assert all((into / os.fsdecode(whole.entry.path)).read_bytes() == DATA for whole in second)
+    assert unsynced == set()
+    for whole in second:
+        whole.close()
+
+
+def test_g5_a_sync_for_all_that_is_given_up_at_the_contents_is_not_trusted_for_the_names(
+    root: Root, folder: Scratch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gives way inside one group: the names of that group are then synced folder by folder."""
+    wholes = written(folder, 1, GROUP_LEAST)
+    calls = record(monkeypatch, "sync_file_system", "rename", "sync_folder")
+    commit.publish_group(root, folder, wholes, Policy.REPLACE, fsync=True)
+    assert calls == ["sync_file_system", *["rename"] * GROUP_LEAST, "sync_folder"]
+
+
+def test_g5_with_many_open_the_others_are_synced_as_they_are_written(
+    folder: Scratch, unsynced: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what was taken away and is written again is not taken for synced."""
+    monkeypatch.setattr(scratch, "MAX_OPEN", 2)
+    monkeypatch.setattr(folder, "_together", False)
+    wholes = written(folder, 1, 4)
+    assert [whole.fd >= 0 for whole in wholes] == [True, True, False, False]
+    assert [whole.synced for whole in wholes] == [False, False, True, True]
+    assert len(unsynced) == 2
+    wholes[3].forget()
+    assert not wholes[3].synced
+    folder.sync(wholes[:3])
+    assert unsynced == set()
+    for whole in wholes:
+        whole.close()
