@@ -17,7 +17,7 @@ from ftx.errors import DestinationError, Exists, FtxError, NoSpace
 from ftx.options import Exists as Policy
 from ftx.protocol.manifest import Entry, Kind
 from ftx.storage import disk
-from ftx.storage.look import other_names, refuse_folded
+from ftx.storage.look import other_names
 from ftx.storage.partial import Partial
 from ftx.storage.paths import Folder, Root, check_name, components, file_components
 from ftx.storage.scratch import Scratch, Whole
@@ -43,7 +43,7 @@ def publish(root: Root, partial: Partial, policy: Policy, *, fsync: bool) -> byt
             disk.sync_file(partial.fd)
         with root.folder(parts[:-1], make=True) as folder:
             folder.make_writable()
-            name = _place(root, partial.name, partial.folder, folder, parts[-1], policy, entry)
+            name = _place(partial.name, partial.folder, folder, parts[-1], policy, entry)
             if fsync:
                 root.sync(parts[:-1], folder)
         return b"/".join((*parts[:-1], name))
@@ -98,7 +98,7 @@ def _publish_in(
             try:
                 name = path[len(above) + 1 :] if above else path
                 check_name(name, path)
-                name = _publish_one(root, scratch, whole, folder, name, policy, sync=sync)
+                name = _publish_one(scratch, whole, folder, name, policy, sync=sync)
             except FtxError as error:
                 results.append((whole, error))
             except OSError as error:
@@ -114,13 +114,11 @@ def _publish_in(
     return results
 
 
-def _publish_one(
-    root: Root, scratch: Scratch, whole: Whole, folder: Folder, name: bytes, policy: Policy, *, sync: bool
-) -> bytes:
+def _publish_one(scratch: Scratch, whole: Whole, folder: Folder, name: bytes, policy: Policy, *, sync: bool) -> bytes:
     """One of a group; the name it got."""
     entry = whole.entry
     if entry.kind is not Kind.FOLDER:
-        name = _place(root, whole.name, scratch.folder(), folder, name, policy, entry)
+        name = _place(whole.name, scratch.folder(), folder, name, policy, entry)
         whole.there = False
         return name
     try:
@@ -129,6 +127,7 @@ def _publish_one(
         disk.make_folder(name, 0o700, folder=folder.fd)
         fd = disk.open_folder(name, folder=folder.fd)
     try:
+        folder.refuse_folded(name, entry.path)
         disk.set_mode(fd, entry.mode)
         disk.set_times(fd, entry.mtime_ns)
         if sync:
@@ -138,16 +137,13 @@ def _publish_one(
     return name
 
 
-def _place(
-    root: Root, old: bytes, old_folder: Folder, folder: Folder, name: bytes, policy: Policy, entry: Entry
-) -> bytes:
+def _place(old: bytes, old_folder: Folder, folder: Folder, name: bytes, policy: Policy, entry: Entry) -> bytes:
     """Rename or link what was written to its name; the name it got."""
-    if root.may_fold(folder):
-        if disk.look(name, folder=folder.fd) is not None:
-            refuse_folded(root, folder, name, disk.show(entry.path))
-        folder.note(name)
+    if folder.may_fold(name) and disk.look(name, folder=folder.fd) is not None:
+        folder.refuse_folded(name, entry.path)
     if policy is Policy.REPLACE:
         disk.rename(old, name, old_folder=old_folder.fd, new_folder=folder.fd)
+        folder.note(name)
         return name
     shown = disk.show(entry.path)
     for candidate in chain([name], other_names(name) if policy is Policy.RENAME else ()):
@@ -165,5 +161,6 @@ def _place(
         except OSError as error:  # not to be tried again: it would get another name
             text = f"{shown}: it is there, and its old name could not be taken away ({error.strerror})"
             raise DestinationError(text) from error
+        folder.note(candidate)
         return candidate
     raise Exists(f"{shown}: a file of this name appeared at the destination")

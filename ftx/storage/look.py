@@ -59,7 +59,7 @@ class Target:
         if self._folder is None:
             return None
         try:
-            return _look(self._root, self._folder, name, entry, policy)
+            return _look(self._folder, name, entry, policy)
         except OSError as error:
             raise disk.destination_error(entry.path, error) from error
 
@@ -91,7 +91,7 @@ def _same(info: os.stat_result, entry: Entry, name: bytes, folder: Folder) -> bo
             return stat.S_ISDIR(info.st_mode) and stat.S_IMODE(info.st_mode) == entry.mode & 0o777
 
 
-def _look(root: Root, folder: Folder, name: bytes, entry: Entry, policy: Policy) -> SkipReason | None:
+def _look(folder: Folder, name: bytes, entry: Entry, policy: Policy) -> SkipReason | None:
     """See what has the name that ``entry`` wants.
 
     Returns:
@@ -105,7 +105,7 @@ def _look(root: Root, folder: Folder, name: bytes, entry: Entry, policy: Policy)
     if info is None:
         return None
     shown = disk.show(entry.path)
-    refuse_folded(root, folder, name, shown)
+    folder.refuse_folded(name, entry.path)
     if entry.kind is Kind.FOLDER:
         if not stat.S_ISDIR(info.st_mode):
             raise DestinationError(f"{shown}: something that is no folder has this name at the destination")
@@ -131,12 +131,6 @@ def _look(root: Root, folder: Folder, name: bytes, entry: Entry, policy: Policy)
             if _same(found, entry, other, folder):
                 return SkipReason.SAME
     return None
-
-
-def refuse_folded(root: Root, folder: Folder, name: bytes, shown: str) -> None:
-    """A file system that folds (case, normalization) finds another name's file under ``name``: not ours to touch."""
-    if root.may_fold(folder) and not folder.spells(name):
-        raise NameRefused(f"{shown}: the destination's file system takes this name for another one that is there")
 
 
 def _set_mode(folder: Folder, name: bytes, mode: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import sys
 import threading
 import unicodedata
 from contextlib import suppress
@@ -96,33 +95,64 @@ def is_reserved(name: bytes) -> bool:
     return text == own or (text.startswith(prefix) and text.endswith(suffix)) or bool(_SHORT_NAME.fullmatch(text))
 
 
+def _spellings(name: bytes) -> list[bytes]:
+    """Other spellings that a file system which folds takes for ``name``: one of its case, and its normal forms."""
+    text = name.decode("utf-8", "surrogateescape")
+    others = [text.swapcase()]
+    if not name.isascii():
+        others += [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
+    encoded = [other.encode("utf-8", "surrogateescape") for other in others if other != text]
+    return [other for other in encoded if len(other) <= MAX_NAME]
+
+
 class Folder:
     """An open folder below a root. A context manager; ``fd`` is its descriptor."""
 
-    __slots__ = ("_device", "_names", "fd")
+    __slots__ = ("_folds", "_names", "fd")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._names: set[bytes] | None = None
-        self._device: int | None = None
+        self._folds: bool | None = None  # whether case is one to it; None until a name told
 
-    @property
-    def device(self) -> int:
-        """The file system that it is on."""
-        if self._device is None:
-            self._device = os.fstat(self.fd).st_dev
-        return self._device
+    def refuse_folded(self, name: bytes, path: bytes) -> None:
+        """A file system that folds (case, normalization) finds another name's file under ``name``: not ours to touch.
 
-    def spells(self, name: bytes) -> bool:
+        Something is here under ``name``. Whether it is called that tells the listing, which may be long; so it is asked
+        only where another spelling finds something too. For case one name answers for the folder, of which it is a
+        matter on several file systems.
+
+        Raises:
+            NameRefused: it is called something else.
+        """
+        self._learn(name)
+        if (self._folds if name.isascii() else self._finds_other(name)) and not self._spells(name):
+            why = "the destination's file system takes this name for another one that is there"
+            raise NameRefused(f"{disk.show(path)}: {why}")
+
+    def may_fold(self, name: bytes) -> bool:
+        """Whether ``name`` may find what is called something else; False where that is known."""
+        return self._folds is not False or not name.isascii()
+
+    def note(self, name: bytes) -> None:
+        """Something is called ``name`` from here on."""
+        self._learn(name)
+        if self._names is not None:
+            self._names.add(name)
+
+    def _learn(self, name: bytes) -> None:
+        if self._folds is None and name.isascii() and name.swapcase() != name:
+            self._folds = self._finds_other(name)
+
+    def _finds_other(self, name: bytes) -> bool:
+        """Whether another spelling of a name that is here finds something."""
+        return any(disk.look(other, folder=self.fd) is not None for other in _spellings(name))
+
+    def _spells(self, name: bytes) -> bool:
         """Whether something here is called ``name`` to the byte. The folder is listed once."""
         if self._names is None:
             self._names = set(map(os.fsencode, os.listdir(self.fd)))
         return name in self._names
-
-    def note(self, name: bytes) -> None:
-        """Something is called ``name`` from here on."""
-        if self._names is not None:
-            self._names.add(name)
 
     def make_writable(self) -> None:
         """Where a source's folder is read-only, so is its copy; its own entry, the last, makes it so again."""
@@ -151,27 +181,12 @@ class Root:
             _make_all(path)
             self.fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.path = path
-        self._device = os.fstat(self.fd).st_dev
-        self._folds: bool | None = None
         self._lock = threading.Lock()
         self._durable: set[tuple[bytes, ...]] = set()  # folders in which no folder was made since they were synced
 
     def close(self) -> None:
         fd, self.fd = self.fd, -1
         os.close(fd)
-
-    def may_fold(self, folder: Folder) -> bool:
-        """Whether two names in ``folder`` may be one to its file system: their case or normalization differs.
-
-        Found out once for the root's own file system; of another one that is mounted below it is assumed.
-        """
-        if self._folds is None:
-            # ftx's own folder is there, so its name can be asked for in another spelling. Apple's always fold.
-            with self.own_folder() as own:
-                other = disk.look(OWN_FOLDER.upper(), folder=self.fd)
-                found = other is not None and other.st_ino == os.fstat(own.fd).st_ino
-            self._folds = found or sys.platform == "darwin"
-        return self._folds or folder.device != self._device
 
     def folder(self, parts: tuple[bytes, ...], *, make: bool = False, mode: int = 0o700) -> Folder:
         """Open the folder ``parts`` below the root, component by component, making what is missing if told.
@@ -180,6 +195,7 @@ class Root:
 
         Raises:
             OSError: it is missing, or something on the way is not a folder (a link counts as that).
+            NameRefused: something on the way is called otherwise, and the file system folds.
         """
         fd = os.dup(self.fd)
         os.set_inheritable(fd, False)
@@ -195,10 +211,17 @@ class Root:
 
     def _enter(self, fd: int, part: bytes, above: tuple[bytes, ...], mode: int | None) -> int:
         try:
-            return disk.open_folder(part, folder=fd)
+            below = disk.open_folder(part, folder=fd)
         except FileNotFoundError:
             if mode is None:
                 raise
+        else:
+            try:
+                Folder(fd).refuse_folded(part, b"/".join((*above, part)))
+            except BaseException:
+                os.close(below)
+                raise
+            return below
         Folder(fd).make_writable()
         with self._lock, suppress(FileExistsError):  # another session or process was faster
             self._durable.discard(above)

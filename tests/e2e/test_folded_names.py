@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -13,7 +14,9 @@ from _pytest.mark import ParameterSet
 
 from ftx.errors import NameRefused
 from ftx.options import Exists
+from ftx.storage import disk
 from ftx.transfer import events
+from tests.support import folding
 from tests.support.files import MIB, fill
 from tests.support.folding import REAL, FoldedNames
 from tests.support.local import LocalReceiver, local_send
@@ -148,6 +151,65 @@ def test_g1_a_link_that_folds_onto_a_file_is_refused(folded: Path, shm: Path) ->
     assert (folded / "a").is_symlink() == (path == b"A")
     assert (folded / "A").exists() == (path == b"a")
     assert len([name for name in os.listdir(folded) if name != ".ftx"]) == 1
+
+
+def test_g1_files_of_two_folders_that_fold_are_not_mixed(folded: Path, shm: Path) -> None:
+    """The folder that came second is refused with all that is in it."""
+    source = shm / "source"
+    for seed, folder in enumerate(("Photos", "photos")):
+        (source / folder).mkdir(parents=True)
+        fill(source / folder / "a", 500 + seed, seed)
+    finished, ended = send(shm, bytes(source) + b"/", folded)
+    there, other = ("Photos", "photos") if ended[b"Photos/a"].state == "done" else ("photos", "Photos")
+    assert sorted(refused(ended)) == [other.encode(), f"{other}/a".encode()]
+    assert finished.code == 9
+    assert arrived(folded) == {f"{there}/a": (source / there / "a").read_bytes()}
+
+
+def test_g1_names_that_fold_where_each_spelling_has_an_inode_number(
+    folded: Path, shm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some file systems by FUSE number what a name finds, and not what is there."""
+    look = disk.look
+
+    def numbered(name: bytes, *, folder: int) -> os.stat_result | None:
+        info = look(name, folder=folder)
+        return info and os.stat_result((info.st_mode, hash(name), *info[2:]))
+
+    monkeypatch.setattr(disk, "look", numbered)
+    assert one_of_two(shm, folded)
+
+
+def test_g1_names_that_fold_by_normalization_alone(shm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folding, "fold", lambda name: unicodedata.normalize("NFC", name.decode()).encode())
+    FoldedNames().install(monkeypatch)
+    assert one_of_two(shm, shm / "into", "caf\u00e9", "cafe\u0301")
+
+
+def test_g1_names_that_fold_in_one_folder_and_not_above(shm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On several file systems it is a matter of each folder."""
+    below = shm / "into" / "below"
+    below.mkdir(parents=True)
+    inode, real = below.stat().st_ino, FoldedNames.spelled
+
+    def spelled(name: bytes, folder: int) -> bytes:
+        return real(name, folder) if os.fstat(folder).st_ino == inode else name
+
+    monkeypatch.setattr(FoldedNames, "spelled", staticmethod(spelled))
+    FoldedNames().install(monkeypatch)
+    assert one_of_two(shm, shm / "into", top="below")
+
+
+def one_of_two(shm: Path, into: Path, *names: str, top: str = "") -> bool:
+    """Whether of two files whose names fold one arrived and the other was refused."""
+    names = names or ("README", "readme")
+    (shm / "source" / top).mkdir(parents=True)
+    for seed, name in enumerate(names):
+        fill(shm / "source" / top / name, 1000 + seed, seed)
+    finished, ended = send(shm, bytes(shm / "source") + b"/", into)
+    (other,) = refused(ended)
+    (there,) = {os.path.join(top, name) for name in names} - {other.decode()}
+    return finished.code == 9 and arrived(into) == {there: (shm / "source" / there).read_bytes()}
 
 
 def test_g1_g11_names_that_fold_on_a_real_file_system(real: Path, shm: Path) -> None:

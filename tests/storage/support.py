@@ -55,10 +55,8 @@ def write(partial: Partial, *indexes: int, seed: int = 0) -> None:
 
 
 def ready(store: PartialStore, what: Entry, peer: bytes = PEER) -> Partial:
-    """A partial with every chunk in it, and a root that knows its file system, as behind any session's first look."""
+    """A partial with every chunk in it."""
     partial = store.open(peer, what, XXH3)
-    with store.root.own_folder() as own:
-        store.root.may_fold(own)
     write(partial, *range(partial.grid.count))
     return partial
 

@@ -138,4 +138,17 @@ def ntfs(base: Path) -> Iterator[Path]:
         yield at
 
 
-REAL = {"ext4": ext4, "tmpfs": tmpfs, "vfat": vfat, "ntfs": ntfs}
+@contextmanager
+def exfat(base: Path) -> Iterator[Path]:
+    """By FUSE, which gives each spelling of a name an inode number of its own."""
+    image, at = _image(base), base / "mounted"
+    _do("mkfs.exfat", image)
+    loop = _do("losetup", "-f", "--show", image)
+    try:
+        with _mounted("mount.exfat-fuse", "-o", "umask=077", loop, at=at):
+            yield at
+    finally:
+        subprocess.run(["losetup", "-d", loop], check=True)
+
+
+REAL = {"ext4": ext4, "tmpfs": tmpfs, "vfat": vfat, "ntfs": ntfs, "exfat": exfat}
