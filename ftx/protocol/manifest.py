@@ -7,6 +7,7 @@ it and nothing on the wire can disagree about it.
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, IntEnum
@@ -160,8 +161,10 @@ def source_tag(identity: bytes, inode: int, ctime_ns: int) -> bytes:
     Two runs with equal (size, mtime_ns, tag) offer the same content, as far as a file system can tell. The
     device number is not in it: several file systems change it at every reboot (design rule).
     """
-    data = b"ftx source tag" + identity + inode.to_bytes(8, "big") + ctime_ns.to_bytes(8, "big", signed=True)
-    return hashlib.sha256(data).digest()[:16]
+    return hashlib.sha256(b"ftx source tag" + identity + _STAMPS.pack(inode, ctime_ns)).digest()[:16]
+
+
+_STAMPS = struct.Struct("!Qq")
 
 
 @lru_cache(maxsize=2)

@@ -194,8 +194,8 @@ def _files(place: Place, level: _Level, levels: list[_Level]) -> Iterator[Found]
                 raise SourceChanged(f"{disk.show(shown)}: another folder took its place")
             with disk.source_errors(shown):
                 names = sorted(map(os.fsencode, os.listdir(fd)))
+            above = level.path + b"/" if level.path else b""
             for name in names:
-                path = os.path.join(level.path, name)
                 try:
                     info = os.stat(name, dir_fd=fd, follow_symlinks=False)
                 except OSError as error:
@@ -206,7 +206,7 @@ def _files(place: Place, level: _Level, levels: list[_Level]) -> Iterator[Found]
                 if stat.S_ISDIR(info.st_mode) and not is_reserved(name):
                     level.below.append(name)
                 else:
-                    yield _entry(place, path, level.target, name, info, follow=False)
+                    yield _entry(place, above + name, level.target, name, info, follow=False)
         finally:
             os.close(fd)
     except SourceError as error:
