@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
-from ftx.options import Exists, ReceiveOptions, SendOptions
+from ftx.options import Exists, ReceiveOptions, SendOptions, checked, sources
 from ftx.transfer import dialer
 from ftx.transfer.crew import Stop
 from ftx.transfer.events import (
@@ -49,7 +49,7 @@ __all__ = [
 
 
 def send(
-    paths: Sequence[str | bytes | os.PathLike[str]],
+    paths: Sequence[str | bytes | os.PathLike[str] | os.PathLike[bytes]],
     options: SendOptions,
     *,
     on_event: OnEvent | None = None,
@@ -68,8 +68,11 @@ def send(
 
     Returns:
         The last event. ``code`` is 0 if everything is committed; nothing is raised for a transfer that fails.
+
+    Raises:
+        TypeError, ValueError: ``paths`` are none, or one that is not in a list.
     """
-    return dialer.run([os.fsencode(path) for path in paths], options, on_event or _ignore, stop or Stop(), confirm)
+    return dialer.run(checked("paths", sources, paths), options, on_event or _ignore, stop or Stop(), confirm)
 
 
 def _ignore(event: Event) -> None:
