@@ -7,9 +7,8 @@ From Python, ``ftx.send`` and ``ftx.Receiver`` do what the commands do::
     finished = ftx.send(["disk.img"], ftx.SendOptions(host="nas"))
     assert finished.code == 0, finished.message
 
-They and everything else in ``__all__`` come from ``ftx.api``, which is imported when one of them is used:
-``import ftx`` alone costs nothing. The wire is specified in ``protocol.md``; the guarantees G1 to G12 that the code
-refers to stand there.
+They and everything else in ``ftx.api.__all__`` come from there when one of them is used: ``import ftx`` alone costs
+nothing. The wire is specified in ``protocol.md``; the guarantees G1 to G12 that the code refers to stand there.
 """
 
 from __future__ import annotations
@@ -17,62 +16,20 @@ from __future__ import annotations
 # Type checkers take it for true, and know the names; importing it from typing would take longer than all the rest.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ftx.api import (
-        EntryEnded,
-        Event,
-        Exists,
-        Finished,
-        Listening,
-        OnEvent,
-        Paused,
-        Progress,
-        ReceiveOptions,
-        Receiver,
-        Resumed,
-        Retry,
-        SendOptions,
-        SessionEnd,
-        SessionUp,
-        Start,
-        Stop,
-        Warn,
-        send,
-    )
+    from ftx.api import *  # noqa: F403
+    from ftx.api import __all__ as __all__
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "EntryEnded",
-    "Event",
-    "Exists",
-    "Finished",
-    "Listening",
-    "OnEvent",
-    "Paused",
-    "Progress",
-    "ReceiveOptions",
-    "Receiver",
-    "Resumed",
-    "Retry",
-    "SendOptions",
-    "SessionEnd",
-    "SessionUp",
-    "Start",
-    "Stop",
-    "Warn",
-    "send",
-]
 
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
         """Import ``ftx.api`` when the first of its names is asked for."""
-        if name not in __all__:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from ftx import api
+        import ftx.api as api  # not `from ftx`, which would ask here for it
 
-        globals().update({each: getattr(api, each) for each in __all__})
-        return globals()[name]
+        if name != "__all__" and name not in api.__all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(api, name)
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+        return sorted({*globals(), *__getattr__("__all__")})

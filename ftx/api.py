@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from ftx.options import Exists, ReceiveOptions, SendOptions
-from ftx.transfer import dialer
+from ftx.options import Exists, ReceiveOptions, SendOptions, checked, sources
 from ftx.transfer.crew import Stop
 from ftx.transfer.events import (
     EntryEnded,
@@ -23,7 +23,9 @@ from ftx.transfer.events import (
     Start,
     Warn,
 )
-from ftx.transfer.registry import Receiver
+
+if TYPE_CHECKING:
+    from ftx.transfer.registry import Receiver
 
 __all__ = [
     "EntryEnded",
@@ -49,7 +51,7 @@ __all__ = [
 
 
 def send(
-    paths: Sequence[str | bytes | os.PathLike[str]],
+    paths: Sequence[str | bytes | os.PathLike[str] | os.PathLike[bytes]],
     options: SendOptions,
     *,
     on_event: OnEvent | None = None,
@@ -68,8 +70,21 @@ def send(
 
     Returns:
         The last event. ``code`` is 0 if everything is committed; nothing is raised for a transfer that fails.
+
+    Raises:
+        TypeError, ValueError: ``paths`` are none, or one that is not in a list.
     """
-    return dialer.run([os.fsencode(path) for path in paths], options, on_event or _ignore, stop or Stop(), confirm)
+    from ftx.transfer import dialer  # here, and the receiver below: neither side loads the other's
+
+    return dialer.run(checked("paths", sources, paths), options, on_event or _ignore, stop or Stop(), confirm)
+
+
+def __getattr__(name: str) -> Any:
+    if name != "Receiver":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ftx.transfer.registry import Receiver
+
+    return Receiver
 
 
 def _ignore(event: Event) -> None:

@@ -1,15 +1,21 @@
-"""What a run is told to do: frozen dataclasses, shared by the CLI and the Python API."""
+"""What a run is told to do: frozen dataclasses, shared by the CLI and the Python API.
+
+A value that could not mean anything is refused here, before anything is opened or connected; what depends on the
+world (a missing file, an unknown host) is not looked at.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Any, ClassVar
 
 from ftx.errors import UsageError
 from ftx.protocol.manifest import DigestName
-from ftx.protocol.messages import DEFAULT_PORT
+from ftx.protocol.messages import DEFAULT_PORT, MAX_PATH
 
 
 class Exists(Enum):
@@ -33,9 +39,101 @@ def config_dir() -> Path:
         raise UsageError("this user has no home folder; say where keys are kept with $FTX_CONFIG_DIR") from error
 
 
+#: Gives a value in its final form, or raises ``TypeError`` or ``ValueError``, which do not name the option.
+Check = Callable[[Any], Any]
+
+
+def number(least: float, most: float, unit: str = "", *, whole: bool = False) -> Check:
+    """A number from ``least`` to ``most``."""
+
+    def check(value: Any) -> Any:
+        if type(value) is not int and (whole or type(value) is not float):
+            raise TypeError(f"{value!r} is no{' whole' if whole else ''} number")
+        if not least <= value <= most:  # compared this way round, "nan" is refused too
+            raise ValueError(f"{value} is not between {least} and {most}{unit}")
+        return value
+
+    return check
+
+
+def truth(value: Any) -> bool:
+    """True or False, and nothing that only counts as one of them: ``"no"`` would open a receiver."""
+    if type(value) is not bool:
+        raise TypeError(f"{value!r} is neither True nor False")
+    return value
+
+
+def text(value: Any) -> str:
+    """A name that is not empty."""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no str")
+    if not os.fsencode(value) or "\0" in value:
+        raise ValueError(f"{value!r} is no name")
+    return value
+
+
+def path(value: Any) -> Path:
+    """A path, as str, bytes or PathLike."""
+    return Path(text(os.fsdecode(os.fsencode(value))))
+
+
+def relative(value: Any) -> str:
+    """A folder below the receiver's ``--dir``, without what changes nothing: ``a//b/./c/`` is ``a/b/c``."""
+    folder = text(value) if value != "" else ""
+    if folder.startswith("/"):
+        raise ValueError(f"the folder {folder!r} is absolute; it must be relative, it lies below the receiver's --dir")
+    parts = [part for part in folder.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise ValueError(f"the folder {folder!r} has a '..' in it; it must stay below the receiver's --dir")
+    folder = "/".join(parts)
+    if (length := len(os.fsencode(folder))) > MAX_PATH:
+        raise ValueError(f"the folder's path has {length} bytes, where {MAX_PATH} are the most")
+    return folder
+
+
+def several(check: Check) -> Check:
+    """Any number of what ``check`` takes, but not one alone."""
+
+    def check_all(values: Any) -> tuple[Any, ...]:
+        if isinstance(values, (str, bytes, os.PathLike)):
+            raise TypeError(f"{values!r} must be in a list, also if it is the only one")
+        return tuple(map(check, values))
+
+    return check_all
+
+
+def sources(values: Any) -> tuple[bytes, ...]:
+    """What to send: paths as the file system has them, so that ``DIR/`` stays what it is."""
+    found: tuple[bytes, ...] = several(os.fsencode)(values)
+    if not found or any(b"\0" in path for path in found):
+        raise ValueError(f"{values!r} is nothing that can be sent")
+    return found
+
+
+def optional(check: Check) -> Check:
+    """None, or what ``check`` takes."""
+    return lambda value: None if value is None else check(value)
+
+
+def checked(name: str, check: Check, value: Any) -> Any:
+    """What ``check`` makes of a value.
+
+    Raises:
+        TypeError, ValueError: it means nothing; the message begins with ``name``.
+    """
+    try:
+        return check(value)
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name}: {error}") from None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommonOptions:
     """What both sides are told.
+
+    Raises:
+        TypeError, ValueError: an option's value cannot mean anything; the message begins with the option's name.
 
     Attributes:
         port: TCP port; for a receiver 0 lets the system choose.
@@ -48,6 +146,18 @@ class CommonOptions:
     timeout_s: float = 30.0
     secret_file: Path | None = None
     config_dir: Path = field(default_factory=config_dir)
+
+    #: ``--timeout`` reaches the kernel as milliseconds in 32 bits, of which 0 would mean something else.
+    CHECKS: ClassVar[Mapping[str, Check]] = {
+        "port": number(0, 65535, whole=True),
+        "timeout_s": number(0.001, 86_400, " seconds"),
+        "secret_file": optional(path),
+        "config_dir": path,
+    }
+
+    def __post_init__(self) -> None:
+        for name, check in self.CHECKS.items():
+            object.__setattr__(self, name, checked(name, check, getattr(self, name)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +179,18 @@ class SendOptions(CommonOptions):
     retry_for_s: float = 300.0
     accept_new: bool = False
     digest: DigestName = DigestName.XXH3_128
+
+    #: ``--retry-for`` travels in 32 bits.
+    CHECKS: ClassVar[Mapping[str, Check]] = {
+        **CommonOptions.CHECKS,
+        "port": number(1, 65535, whole=True),
+        "host": text,
+        "folder": relative,
+        "lanes": number(0, 64, whole=True),
+        "retry_for_s": number(0, 2**32 - 1, " seconds"),
+        "accept_new": truth,
+        "digest": DigestName,
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +217,18 @@ class ReceiveOptions(CommonOptions):
     fsync: bool = True
     reserve: int = 256 * 1024 * 1024
     expire_s: float = 7 * 86_400.0
+
+    CHECKS: ClassVar[Mapping[str, Check]] = {
+        **CommonOptions.CHECKS,
+        "dir": path,
+        "bind": several(text),
+        "once": truth,
+        "open": truth,
+        "exists": optional(Exists),
+        "fsync": truth,
+        "reserve": number(0, 2**63 - 1, " bytes", whole=True),
+        "expire_s": number(0.001, 36_500 * 86_400, " seconds"),
+    }
 
     @property
     def policy(self) -> Exists:

@@ -13,6 +13,7 @@ import signal
 import sys
 
 import click
+from click.core import ParameterSource
 
 #: Command -> its one line in ``ftx --help``. The command ``send`` is the object ``send`` in ``ftx.cli.send``.
 COMMANDS = {
@@ -110,6 +111,8 @@ def _exit_code(command: click.Command, program: str, variables: str) -> int:
     try:
         code: int | None = command.main(prog_name=program, auto_envvar_prefix=variables, standalone_mode=False)
     except click.ClickException as error:
+        if isinstance(error, click.BadParameter):
+            _name_variable(error)
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
@@ -126,3 +129,10 @@ def _exit_code(command: click.Command, program: str, variables: str) -> int:
         click.echo(f"ftx: {type(error).__name__}: {error}: {BUG}", err=True)
         return 1
     return code or 0
+
+
+def _name_variable(error: click.BadParameter) -> None:
+    """A value that came from a variable of the environment is on no command line: the message names the variable."""
+    context, name = error.ctx, error.param.name if error.param else None
+    if context and name and context.get_parameter_source(name) is ParameterSource.ENVIRONMENT:
+        error.param_hint = f"{context.auto_envvar_prefix}_{name.upper()}"

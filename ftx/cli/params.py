@@ -1,20 +1,19 @@
 """What the commands share: option types, and the options of both sides.
 
-Rules: a value that could not mean anything is refused here with exit status 2, before anything is opened or
-connected; what depends on the world (a missing file, an unknown host) is not looked at here.
+Rules: what a value may be is said in ``ftx.options``, for Python programs too; here it is refused as wrong usage.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import click
 
 from ftx.cli.main import version_option
+from ftx.options import Check, relative
 from ftx.protocol.messages import DEFAULT_PORT
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -22,35 +21,28 @@ F = TypeVar("F", bound=Callable[..., Any])
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?([KMGT]iB|[kKMGT]B|[kKmMgGtT]|B)?", re.ASCII)
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 
-#: ``--retry-for`` travels in 32 bits; ``--timeout`` reaches the kernel as milliseconds in 32 bits.
-MAX_RETRY_S = 2**32 - 1
-MAX_TIMEOUT_S = 24 * 60 * 60
+
+def checked(check: Check) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """A callback: what ``check`` makes of the value, if there is one."""
+
+    def callback(_context: click.Context, _parameter: click.Parameter, value: Any) -> Any:
+        try:
+            return None if value is None else check(value)
+        except (TypeError, ValueError) as error:
+            raise click.BadParameter(f"{error}.") from error
+
+    return callback
 
 
-def size(_context: click.Context, _parameter: click.Parameter, text: str) -> int:
-    """Callback: bytes. ``K M G T`` and ``KiB MiB …`` are powers of 1024, ``kB MB …`` powers of 1000."""
+def size(text: str) -> int:
+    """Bytes. ``K M G T`` and ``KiB MiB …`` are powers of 1024, ``kB MB …`` powers of 1000."""
     found = _SIZE.fullmatch(text.strip())
     if found is None:
-        raise click.BadParameter(f"{text!r} is no size; write 256M, 1.5G, 500MB or a number of bytes.")
+        raise ValueError(f"{text!r} is no size; write 256M, 1.5G, 500MB or a number of bytes")
     number, unit = found[1], found[2] or "B"
     base = 1000 if unit.endswith("B") and "i" not in unit else 1024
     factor: int = base ** _POWERS.get(unit[0].upper(), 0)
     return round(float(number) * factor) if "." in number else int(number) * factor
-
-
-def timeout(_context: click.Context, _parameter: click.Parameter, value: float) -> float:
-    """Callback: seconds, more than 0."""
-    # Compared this way round, "nan" is refused too.
-    if not 0 < value <= MAX_TIMEOUT_S:
-        raise click.BadParameter(f"{value:g} is not more than 0 and at most {MAX_TIMEOUT_S} seconds.")
-    return value
-
-
-def retry_for(_context: click.Context, _parameter: click.Parameter, value: float) -> float:
-    """Callback: seconds, or 0."""
-    if not 0 <= value <= MAX_RETRY_S:
-        raise click.BadParameter(f"{value:g} is not between 0 and {MAX_RETRY_S} seconds.")
-    return value
 
 
 class Remote(NamedTuple):
@@ -58,14 +50,6 @@ class Remote(NamedTuple):
 
     host: str
     folder: str
-
-
-def remote(_context: click.Context, _parameter: click.Parameter, text: str) -> Remote:
-    """Callback: ``HOST[:FOLDER]``."""
-    try:
-        return parse_remote(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
 
 
 def parse_remote(text: str) -> Remote:
@@ -94,7 +78,7 @@ def parse_remote(text: str) -> Remote:
             f"{text!r}: {folder} is a folder here; for the port write --port {folder}, "
             f"for a folder of that name {text[: -len(folder)]}./{folder}"
         )
-    return Remote(host, _relative(folder))
+    return Remote(host, relative(folder))
 
 
 def _is_ipv6(text: str) -> bool:
@@ -103,15 +87,6 @@ def _is_ipv6(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _relative(folder: str) -> str:
-    if folder.startswith("/"):
-        raise ValueError(f"the folder {folder!r} is absolute; it must be relative, it lies below the receiver's --dir")
-    parts = [part for part in folder.split("/") if part not in ("", ".")]
-    if ".." in parts:
-        raise ValueError(f"the folder {folder!r} has a '..' in it; it must stay below the receiver's --dir")
-    return "/".join(parts)
 
 
 verbose_option = click.option(
@@ -123,18 +98,19 @@ verbose_option = click.option(
 )
 
 
-def options_of_both(least_port: int, port_help: str) -> Callable[[F], F]:
+def options_of_both(checks: Mapping[str, Check], port_help: str) -> Callable[[F], F]:
     """The options that sender and receiver share, as one decorator.
 
     Args:
-        least_port: 0 where the system may choose the port, else 1.
+        checks: of the side's options.
         port_help: help of ``--port``.
     """
     options = [
         click.option(
             "--port",
-            type=click.IntRange(least_port, 65535),
+            type=int,
             default=DEFAULT_PORT,
+            callback=checked(checks["port"]),
             metavar="N",
             show_default=True,
             help=port_help,
@@ -143,15 +119,16 @@ def options_of_both(least_port: int, port_help: str) -> Callable[[F], F]:
             "--timeout",
             type=float,
             default=30,
-            callback=timeout,
+            callback=checked(checks["timeout_s"]),
             metavar="SECONDS",
             show_default=True,
             help="A connection that is silent for so long is dead.",
         ),
         click.option(
             "--secret-file",
-            type=click.Path(path_type=Path),
+            type=click.Path(),
             metavar="FILE",
+            callback=checked(checks["secret_file"]),
             help="A key that both sides share; `ftx receive` makes a missing one.",
         ),
         click.option("--json", is_flag=True, help="One JSON object a line on standard output."),

@@ -42,10 +42,10 @@ def run(report: Report, work: Callable[[Stop], Finished]) -> int:
         try:
             finished = work(stop)
         except FtxError as error:
-            finished = _nothing_done(error.exit_code, str(error))
+            finished = Finished(error.exit_code, str(error))
         except Exception as error:
             log.debug("! %s", error, exc_info=True)
-            finished = _nothing_done(1, f"{type(error).__name__}: {error}: {BUG}")
+            finished = Finished(1, f"{type(error).__name__}: {error}: {BUG}")
         if not report.finished:
             report(finished)
     return finished.code
@@ -140,7 +140,3 @@ def start_log(verbose: int) -> None:
     handler.setFormatter(_OneLine("%(asctime)s.%(msecs)03d %(threadName)s %(message)s", "%H:%M:%S"))
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
-
-
-def _nothing_done(code: int, message: str) -> Finished:
-    return Finished(code, message, 0, 0, 0, 0, 0, 0, 0.0)

@@ -12,28 +12,32 @@ import click
 
 from ftx.cli import params
 from ftx.cli.main import CONTEXT
-from ftx.options import Exists
+from ftx.options import Exists, ReceiveOptions
 from ftx.protocol.messages import DEFAULT_PORT
 
 if TYPE_CHECKING:
-    from ftx.options import ReceiveOptions
     from ftx.transfer.events import Listening
+
+CHECKS = ReceiveOptions.CHECKS
+DAY_S = 86_400
 
 
 @click.command(context_settings=CONTEXT)
 @click.option(
     "--dir",
-    type=click.Path(path_type=Path),
+    type=click.Path(),
+    callback=params.checked(CHECKS["dir"]),
     metavar="DIR",
     help="Where files go; made if missing.  [default: the current folder]",
 )
 @click.option(
     "--bind",
     multiple=True,
+    callback=params.checked(CHECKS["bind"]),
     metavar="ADDR",
     help="Address to listen on; repeatable.  [default: all, IPv6 and IPv4]",
 )
-@params.options_of_both(0, "TCP port to listen on; 0: the system chooses.")
+@params.options_of_both(CHECKS, "TCP port to listen on; 0: the system chooses.")
 @click.option("--once", is_flag=True, help="Exit when the first sender's job is over, with its exit status.")
 @click.option(
     "--open", is_flag=True, help="Take files from anyone who can reach the port; needs --dir, does not replace."
@@ -47,15 +51,16 @@ if TYPE_CHECKING:
 @click.option(
     "--reserve",
     default="256M",
-    callback=params.size,
+    callback=params.checked(lambda text: CHECKS["reserve"](params.size(text))),
     metavar="SIZE",
     show_default=True,
     help="Free space to leave on the disk.",
 )
 @click.option(
     "--expire",
-    type=click.FloatRange(min=0, min_open=True, max=36_500),
+    type=float,
     default=7,
+    callback=params.checked(lambda days: CHECKS["expire_s"](days * DAY_S) / DAY_S),
     metavar="DAYS",
     show_default=True,
     help="Remove unfinished transfers that nobody has gone on with for so long.",
@@ -101,7 +106,7 @@ def receive(
     process.start_log(verbose)
     process.serve_many()
     report = Report(receiving=True, label="receiving", json_lines=json, quiet=quiet, verbose=verbose)
-    options = api.ReceiveOptions(
+    options = ReceiveOptions(
         port=port,
         timeout_s=timeout,
         secret_file=secret_file,
@@ -112,7 +117,7 @@ def receive(
         exists=Exists(exists) if exists else None,
         fsync=not no_fsync,
         reserve=reserve,
-        expire_s=expire * 86_400,
+        expire_s=expire * DAY_S,
     )
 
     def on_event(event: Event) -> None:

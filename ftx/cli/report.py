@@ -24,7 +24,9 @@ from ftx.transfer.events import (
     Event,
     Finished,
     Listening,
+    Paused,
     Progress,
+    Resumed,
     Retry,
     SessionEnd,
     SessionUp,
@@ -311,6 +313,7 @@ class Report:
         self._progress_at = clock() - JSON_EVERY_S
         self._retry_shown_at: float | None = None
         self._failure: EntryEnded | None = None
+        self._paused = False
         stream = Output(err or sys.stderr)
         self.on_terminal = stream.isatty()
         self._display: Bar | MinuteLines
@@ -355,6 +358,12 @@ class Report:
                 self.say(f"warning: {of}{printable(event.message)}")
             case Retry():
                 self._retry(event)
+            case Paused():
+                self._paused = True
+                self.say(f"paused until there is room: {printable(event.reason)}")
+            case Resumed() if self._paused:  # each lane that waited says so
+                self._paused = False
+                self.say("there is room again: going on")
             case SessionEnd():
                 self._session_end(event)
             case Finished():

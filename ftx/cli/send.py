@@ -10,24 +10,28 @@ import click
 from ftx.cli import params
 from ftx.cli.main import CONTEXT
 from ftx.cli.params import Remote
+from ftx.options import SendOptions
+
+CHECKS = SendOptions.CHECKS
 
 
 @click.command(context_settings=CONTEXT)
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(readable=False))
-@click.argument("remote", metavar="REMOTE", callback=params.remote)
-@params.options_of_both(1, "TCP port of the receiver.")
+@click.argument("remote", metavar="REMOTE", callback=params.checked(params.parse_remote))
+@params.options_of_both(CHECKS, "TCP port of the receiver.")
 @click.option(
     "--retry-for",
     type=float,
     default=300,
-    callback=params.retry_for,
+    callback=params.checked(CHECKS["retry_for_s"]),
     metavar="SECONDS",
     show_default=True,
     help="Give up on a broken link after so long without progress; 0: do not retry.",
 )
 @click.option(
     "--lanes",
-    type=click.IntRange(1, 64),
+    type=click.IntRange(min=1),
+    callback=params.checked(CHECKS["lanes"]),
     metavar="N",
     help="Connections to use, 1 to 64; the receiver may grant fewer.  [default: chosen by the distance]",
 )
@@ -72,7 +76,7 @@ def send(
     if len(paths) > 1:
         name += f" and {len(paths) - 1} more"
     report = Report(receiving=False, label=name, json_lines=json, quiet=quiet, verbose=verbose)
-    options = api.SendOptions(
+    options = SendOptions(
         host=remote.host,
         folder=remote.folder,
         port=port,

@@ -131,6 +131,12 @@ def free_space(fd: int) -> int:
     return info.f_bavail * info.f_frsize
 
 
+def total_space(fd: int) -> int:
+    """Bytes of the whole file system of ``fd``."""
+    info = os.fstatvfs(fd)
+    return info.f_blocks * info.f_frsize
+
+
 # --- durability ------------------------------------------------------------------------------------------------------
 
 

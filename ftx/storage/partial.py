@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 
-from ftx.errors import Busy, NoSpace
+from ftx.errors import Busy, DestinationError, NoSpace, TooLarge
 from ftx.protocol.manifest import Buffer, ChunkDigests, DigestName, Entry, Grid, zeros
 from ftx.protocol.ranges import RangeSet
 from ftx.storage import disk
@@ -371,7 +371,7 @@ class PartialStore:
         """The partial of ``peer`` for ``entry``'s path, reopened or made.
 
         Raises:
-            NameRefused, NoSpace, Busy, DestinationError: it cannot be.
+            NameRefused, NoSpace, TooLarge, Busy, DestinationError: it cannot be.
         """
         parts = file_components(entry.path)
         key = key_of(peer, entry.path)
@@ -434,6 +434,7 @@ class PartialStore:
 
         Raises:
             NoSpace: not beside what is set aside and kept in reserve.
+            TooLarge: not even if there were nothing else on the disk.
         """
         with self._lock:
             now = time.monotonic()
@@ -443,16 +444,17 @@ class PartialStore:
                     free = disk.free_space(self.root.fd)
                 self._spare = free - sum(partial.needed for partial in self._partials)
             if needed and self._spare - needed < self._reserve:
-                raise self._no_space(path, needed, self._spare)
+                raise self._no_space(path, needed, self._spare, self.root.fd)
             self._spare -= needed
 
     def _need(self, path: bytes, needed: int, fd: int) -> None:
         free = disk.free_space(fd) - sum(partial.needed for partial in self._partials)
         if needed and free - needed < self._reserve:
-            raise self._no_space(path, needed, free)
+            raise self._no_space(path, needed, free, fd)
 
-    def _no_space(self, path: bytes, needed: int, free: int) -> NoSpace:
-        return NoSpace(
+    def _no_space(self, path: bytes, needed: int, free: int, fd: int) -> DestinationError:
+        kind = TooLarge if needed > disk.total_space(fd) - self._reserve else NoSpace
+        return kind(
             f"{disk.show(path)}: {needed} bytes are needed at the destination, {max(0, free)} are free "
             f"and {self._reserve} are kept in reserve"
         )

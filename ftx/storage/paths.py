@@ -171,14 +171,18 @@ class Folder:
 class Root:
     """A destination folder, held open: renaming it away moves what is written with it, never elsewhere.
 
+    Args:
+        make: make it, and what is above it, durably; otherwise nothing on the disk is touched.
+
     Raises:
         DestinationError: it cannot be made or opened.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, make: bool = True) -> None:
         name = os.fsencode(path)
         with disk.destination_errors(name):
-            _make_all(path)
+            if make:
+                _make_all(path)
             self.fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.path = path
         self._lock = threading.Lock()

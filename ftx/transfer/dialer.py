@@ -46,7 +46,6 @@ from ftx.transfer.send import Join, SendSession
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 10.0
 PROGRESS_S = 0.25
-KIND_NAMES = {Kind.FILE: "file", Kind.FOLDER: "folder", Kind.SYMLINK: "link"}
 #: From so long a round trip on one connection alone rarely fills the path: a lost packet stops it for long.
 FAR_S = 0.005
 FAR_LANES = 4
@@ -349,7 +348,7 @@ class SendRun:
         self._emit(
             events.EntryEnded(
                 path=source.target_path,
-                kind=KIND_NAMES[kind],
+                kind=kind.label,
                 state=state,
                 size=source.offered.size,
                 sent=sent,

@@ -163,13 +163,13 @@ class Finished(Event):
     type: ClassVar[str] = "finished"
     code: int
     message: str
-    files: int
-    failed: int
-    skipped: int
-    bytes_total: int
-    bytes_sent: int
-    bytes_reused: int
-    seconds: float
+    files: int = 0
+    failed: int = 0
+    skipped: int = 0
+    bytes_total: int = 0
+    bytes_sent: int = 0
+    bytes_reused: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,11 +190,8 @@ class Unfinished(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class StatusFinished(Event):
-    """Status: last of all. ``unfinished`` are there still, ``discarded`` were removed; ``code`` is the exit code."""
+class StatusFinished(Finished):
+    """Status: last of all. ``unfinished`` are there still, ``discarded`` were removed, ``failed`` could not be."""
 
-    type: ClassVar[str] = "finished"
-    code: int
-    message: str
-    unfinished: int
-    discarded: int
+    unfinished: int = 0
+    discarded: int = 0

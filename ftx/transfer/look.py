@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+import queue
+from collections.abc import Callable, Sequence, Set
 
-from ftx.errors import DestinationError, FtxError
+from ftx.errors import DestinationError, FtxError, NoSpace
 from ftx.options import Exists
 from ftx.protocol import messages as m
 from ftx.protocol.manifest import DigestName, Entry, Grid, Kind
@@ -14,7 +15,10 @@ from ftx.storage.partial import Partial, key_of
 from ftx.storage.paths import components
 from ftx.storage.scratch import Whole
 from ftx.transfer.actions import FRESH, SMALL, Leave, Make, Reject, Take, Verdict
+from ftx.transfer.room import Room
 from ftx.transfer.underway import UnderWay
+
+TICK_S = 0.2
 
 
 class Looker:
@@ -22,6 +26,7 @@ class Looker:
 
     Args:
         under_way: gets what is opened.
+        room: where to wait for space.
         peer: who sends; partials hang on it.
         top: the folder that OPEN names.
         policy: what happens to a different file of the same name.
@@ -30,15 +35,74 @@ class Looker:
     """
 
     def __init__(
-        self, under_way: UnderWay, peer: bytes, top: bytes, policy: Exists, digest: DigestName, *, fsync: bool
-    ) -> None:
+        self, under_way: UnderWay, room: Room, peer: bytes, top: bytes, policy: Exists, digest: DigestName, *,
+        fsync: bool,
+    ) -> None:  # fmt: skip
         self._under_way = under_way
+        self._room = room
         self._store = under_way.store
         self._peer = peer
         self._top = top
         self._policy = policy
         self._digest = digest
         self._fsync = fsync
+
+    def run(
+        self,
+        offers: queue.SimpleQueue[Sequence[Entry] | None],
+        answer: Callable[[list[tuple[int, Verdict]]], None],
+        stopped: Callable[[], bool],
+    ) -> None:
+        """See what the disk has for each offer, folder by folder, until there comes None.
+
+        A pause holds every entry of the session. So what finds no room waits behind all others, and the session
+        pauses when nothing else is left to do.
+        """
+        full: list[Sequence[Entry]] = []
+        error = NoSpace("")
+
+        def look(entries: Sequence[Entry]) -> None:
+            nonlocal error
+            now: list[tuple[int, Verdict]] = []
+            later: list[Entry] = []
+            for entry, found in zip(entries, self.verdicts(entries), strict=True):
+                if isinstance(found[1], Reject) and found[1].code == NoSpace.wire and self._room.patient:
+                    error = NoSpace(found[1].message)
+                    later.append(entry)
+                else:
+                    now.append(found)
+            if now:
+                answer(now)
+            if later:
+                full.append(later)
+
+        def look_again() -> None:
+            """At all that found no room, and at what came meanwhile."""
+            again = full[:]
+            full.clear()
+            for entries in again:
+                look(entries)
+            while not offers.empty():
+                if (new := offers.get()) is None:
+                    offers.put(None)
+                    break
+                look(new)
+            if full and self._under_way.empty:
+                raise error
+
+        while not stopped():
+            try:
+                entries = offers.get(timeout=TICK_S if full else None)
+            except queue.Empty:
+                if self._under_way.empty:
+                    try:
+                        self._room.wait(error, b"", look_again)
+                    except NoSpace:
+                        look_again()  # nobody makes room: the answer is no, if anybody waits for one
+                continue
+            if entries is None:
+                return
+            look(entries)
 
     def verdicts(self, entries: Sequence[Entry]) -> list[tuple[int, Verdict]]:
         """What there is for each of these entries of one folder, by their ids."""

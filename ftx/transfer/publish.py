@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from ftx.errors import DestinationError, FtxError, NoSpace
+from ftx.errors import DestinationError, FtxError, LinkLost, NoSpace
 from ftx.options import Exists
 from ftx.protocol.manifest import DigestName
 from ftx.protocol.ranges import RangeSet
@@ -201,6 +201,8 @@ class Publisher:
         except NoSpace as error:
             for entry_id in left.values():
                 actions += self._ledger.fail(entry_id, error.wire, str(error))
+        except LinkLost:
+            pass  # while it waited for room: what was published is told all the same
         except SyncFailed as failure:
             for whole, entry_id in left.items():
                 if whole.chunks:
@@ -233,7 +235,7 @@ class Publisher:
             else:  # nothing that sending again would mend
                 self._fail(entry_id, DestinationError(f"{disk.show(partial.entry.path)}: {failure}"))
             return
-        except FtxError as error:
+        except DestinationError as error:
             self._fail(entry_id, error)
             return
         self._under_way.let_go(partial, committed=True)

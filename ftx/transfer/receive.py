@@ -102,7 +102,7 @@ class ReceiveSession:
         self._looks: queue.SimpleQueue[Sequence[Entry] | None] = queue.SimpleQueue()
         self._under_way = UnderWay(store, Scratch(store.root, durable=fsync))
         self._room = Room(store, request.retry_for_s, self._say, on_event)
-        self._looker = Looker(self._under_way, peer, request.folder, policy, request.digest, fsync=fsync)
+        self._looker = Looker(self._under_way, self._room, peer, request.folder, policy, request.digest, fsync=fsync)
         self._publisher = Publisher(
             self.ledger, self._under_way, self._room, policy, request.digest, self._act,
             lambda: self._crew.stopped, fsync=fsync,
@@ -311,9 +311,7 @@ class ReceiveSession:
     # --- look ---
 
     def _look(self) -> None:
-        """See what the disk has for each offer, folder by folder."""
-        while (entries := self._looks.get()) is not None and not self._crew.stopped:
-            self._act(self.ledger.looked(self._looker.verdicts(entries)))
+        self._looker.run(self._looks, lambda found: self._act(self.ledger.looked(found)), lambda: self._crew.stopped)
 
     # --- write ---
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ftx.errors import NoSpace
+from ftx.errors import LinkLost, NoSpace
 from ftx.protocol import messages as m
 from ftx.storage import disk
 from ftx.storage.partial import PartialStore
@@ -38,6 +38,11 @@ class Room:
         self._given_up = False
         self._over = threading.Event()
 
+    @property
+    def patient(self) -> bool:
+        """Whether what finds no room waits for it."""
+        return self._give_up_s > 0 and not self._given_up and not self._over.is_set()
+
     def close(self) -> None:
         """The session is over: nobody waits any longer."""
         self._over.set()
@@ -47,6 +52,7 @@ class Room:
 
         Raises:
             NoSpace: there was none for as long as the sender retries.
+            LinkLost: the session is over.
             DestinationError: it cannot be done.
         """
         try:
@@ -73,7 +79,7 @@ class Room:
         try:
             while True:
                 if self._over.wait(ROOM_S):
-                    raise error
+                    raise LinkLost("the session is over")  # which is no failure of what waited
                 try:
                     self._store.check_reserve()
                     with disk.destination_errors(path):

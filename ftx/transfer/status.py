@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,10 +37,10 @@ def status(
     Returns:
         The last event; nothing is raised for what the disk refuses.
     """
-    told = _Told()
+    told, started = _Told(), time.monotonic()
     code, message = 0, ""
     try:
-        root = _open(folder)
+        root = Root(folder, make=False)
         try:
             for found in storage.unfinished(root):
                 if path is None or found.path == path:
@@ -52,7 +53,14 @@ def status(
             raise DestinationError(f"{told.failed} could not be discarded; each was reported")
     except DestinationError as error:
         code, message = error.exit_code, str(error)
-    finished = events.StatusFinished(code, message, told.left, told.discarded)
+    finished = events.StatusFinished(
+        code,
+        message,
+        failed=told.failed,
+        seconds=time.monotonic() - started,
+        unfinished=told.left,
+        discarded=told.discarded,
+    )
     on_event(finished)
     return finished
 
@@ -71,16 +79,6 @@ def _tell(root: Root, found: storage.UnfinishedFile, discard: bool, on_event: ev
     told.left += not gone
     peer = found.peer.hex()
     on_event(events.Unfinished(found.path, found.size, found.held, found.age_s, peer, running, discarded=gone))
-
-
-def _open(folder: Path) -> Root:
-    try:
-        os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-    except FileNotFoundError as error:
-        raise DestinationError(f"{folder}: no such folder") from error
-    except OSError as error:
-        raise DestinationError(f"{folder}: {error.strerror}") from error
-    return Root(folder)
 
 
 def _why_not(root: Root, error: OSError) -> str:

@@ -35,6 +35,11 @@ class UnderWay:
     def get(self, entry_id: int) -> Partial | Whole | None:
         return self._open.get(entry_id)
 
+    @property
+    def empty(self) -> bool:
+        """No entry is under way."""
+        return not self._open
+
     def partials(self) -> list[tuple[int, Partial]]:
         with self._lock:
             return [(entry_id, one) for entry_id, one in self._open.items() if isinstance(one, Partial)]

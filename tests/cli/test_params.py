@@ -204,6 +204,28 @@ def test_every_entry_point_knows_the_variables(entry: str) -> None:
     assert "66666" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("FTX_SEND_TIMEOUT", "abc"),
+        ("FTX_SEND_LANES", "65"),
+        ("FTX_SEND_JSON", "maybe"),
+        ("FTX_RECEIVE_EXISTS", "ask"),
+        ("FTX_RECEIVE_RESERVE", "lots"),
+    ],
+)
+def test_a_wrong_variable_is_named(variable: str, value: str) -> None:
+    command = variable.split("_")[1].lower()
+    arguments = ["a", "b"] if command == "send" else []
+    done = run(command, *arguments, **{variable: value})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert variable in done.stderr and value in done.stderr
+    option = "--" + variable.split("_")[2].lower()
+    if option != "--json":
+        done = run(command, *arguments, option, value, **{variable: value})
+        assert done.returncode == 2 and variable not in done.stderr and option in done.stderr
+
+
 # --- wrong usage ---
 
 
@@ -217,7 +239,13 @@ def test_every_entry_point_knows_the_variables(entry: str) -> None:
         (["send", "a", "nas:9000"], "--port 9000"),
         (["send", "a", "nas", "--port", "0"], "--port"),
         (["send", "a", "nas", "--port", "65536"], "--port"),
+        (["send", "a", "nas", "--lanes", "0"], "--lanes"),
         (["send", "a", "nas", "--lanes", "65"], "--lanes"),
+        (["receive", "--expire", "nan"], "--expire"),
+        (["receive", "--expire", "0"], "--expire"),
+        (["receive", "--dir", ""], "--dir"),
+        (["receive", "--bind", ""], "--bind"),
+        (["receive", "--reserve", "999999999T"], "--reserve"),
         (["receive", "somewhere"], "somewhere"),
         (["receive", "--open"], "--dir"),
         (["receive", "--exists", "ask"], "ask"),

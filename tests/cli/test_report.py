@@ -23,7 +23,9 @@ from ftx.transfer.events import (
     Event,
     Finished,
     Listening,
+    Paused,
     Progress,
+    Resumed,
     Retry,
     SessionEnd,
     SessionUp,
@@ -101,6 +103,7 @@ EVIL = "evil\x1b[2J\u202e\n"
         entry("failed", EVIL, EVIL.encode()),
         Warn(EVIL, EVIL.encode()),
         Retry(EVIL, 1.0, 1),
+        Paused(EVIL),
         SessionEnd("5e55", EVIL, 3, EVIL, 0, 0, 0, 1.0),
         Finished(3, EVIL, 0, 0, 0, 0, 0, 0, 0.0),
     ],
@@ -211,6 +214,18 @@ def test_retries_are_told_once_a_minute_until_a_session_stands_again() -> None:
         report(UP)
         report(Retry("link lost", 2.0, 1))
     assert err.getvalue().splitlines() == ["link lost; trying again in 2.0 s"] * 3
+
+
+def test_a_full_disk_is_told() -> None:
+    """Once, though each lane that waited says that there is room."""
+    events: list[Event] = [UP, Paused("a: no space left"), Resumed("a: no space left"), Resumed("a: no space left")]
+    _, err = shown([*events, Paused("b: no space left")])
+    assert err.splitlines() == [
+        "paused until there is room: a: no space left",
+        "there is room again: going on",
+        "paused until there is room: b: no space left",
+    ]
+    assert shown(events, quiet=True) == ("", "")
 
 
 def test_verbose_has_a_line_for_each_entry() -> None:

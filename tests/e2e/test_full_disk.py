@@ -225,6 +225,70 @@ def test_G9_a_pause_is_one_jobs_own(shm: Path, into: Path, other: _Other) -> Non
         assert same(source, into / "file")
 
 
+# --- no room for what is offered -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_G2_the_link_breaks_in_a_pause(shm: Path, into: Path, other: _Other, lanes: int) -> None:
+    """The next session pauses as well, and goes on with what is held."""
+    source = fill(shm / "file", SIZE)
+    with Receiver(shm) as receiver, Meter(receiver.port, 4 * MIB, other.take) as meter:
+        with sender(shm, source, meter.port, "--lanes", str(lanes)) as process:
+            process.event("paused")
+            time.sleep(0.5)  # the journal follows by 0.2 s
+            meter.cut()
+            assert "bytes are needed" in process.event("paused", 1)["reason"]
+            receiver.event("paused", 1)
+            time.sleep(1.2)  # it looks every 0.5 s
+            assert process.popen.poll() is None
+            other.give()
+            assert process.wait() == 0, process.err
+        assert len(process.of_type("retry")) == 1 and len(process.of_type("session")) == 2
+        assert receiver.event("session_end", 1)["bytes_reused"] >= 3 * MIB
+        assert _pauses(process)[-1] == "resumed"
+        assert same(source, into / "file")
+        assert not partials(into)
+
+
+def test_G2_the_link_breaks_in_a_pause_of_a_tree(shm: Path, into: Path, other: _Other) -> None:
+    top = _tree(shm / "tree", 900, 20_000)
+    with Receiver(shm) as receiver, Meter(receiver.port, 4 * MIB, other.take) as meter:
+        with sender(shm, top, meter.port) as process:
+            process.event("paused")
+            meter.cut()
+            process.event("paused", 1)
+            other.give()
+            assert process.wait() == 0, process.err
+        assert_same(top, into / "tree")
+
+
+def test_G11_what_finds_no_room_waits_behind_all_that_does(shm: Path, into: Path, other: _Other) -> None:
+    """It holds up nothing; and when nobody makes room it fails alone."""
+    top = _tree(shm / "tree", 5, MIB)
+    large = fill(top / "0000 large", SIZE)
+    other.take()
+    with Receiver(shm) as receiver:
+        with sender(shm, top, receiver.port, "--retry-for", "2") as process:
+            assert f"{SIZE} bytes are needed" in process.event("paused")["reason"]
+            assert len([one for one in process.of_type("entry") if one["state"] == "done"]) == 5
+            assert process.wait() == 9, process.err
+        assert (process.finished["failed"], _pauses(process)) == (1, ["paused"])
+        with sender(shm, top, receiver.port) as process:
+            process.event("paused")
+            other.give()
+            assert process.wait() == 0, process.err
+        assert same(large, into / "tree" / large.name)
+        assert process.finished["bytes_sent"] == SIZE
+
+
+def test_G11_who_does_not_retry_is_refused_at_once(shm: Path, into: Path, other: _Other) -> None:
+    other.take()
+    with LocalReceiver(shm) as receiver:
+        finished = local_send(shm, fill(shm / "file", SIZE), receiver.port)
+        assert finished.code == 7 and "bytes are needed" in finished.message
+        assert not receiver.of_type(events.Paused)
+
+
 # --- nobody makes room ---------------------------------------------------------------------------------
 
 
@@ -260,13 +324,15 @@ def test_G11_nobody_makes_room_and_nobody_says_that_there_is_some(shm: Path, int
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"])
 def test_G11_a_sender_is_interrupted_in_a_pause(shm: Path, into: Path, other: _Other, number: int, code: int) -> None:
-    """At once; and the next run finds nothing busy."""
+    """At once; and the next run finds nothing busy. Nothing has failed, and nobody says so."""
     source = fill(shm / "file", SIZE)
     with Receiver(shm) as receiver, Meter(receiver.port, 4 * MIB, other.take) as meter:
         with sender(shm, source, meter.port) as process:
             process.event("paused")
             process.signal(number)
             assert process.wait(10.0) == code
+        assert receiver.event("session_end")["code"] == 3
+        assert not receiver.of_type("entry")
         other.give()
         again = send(shm, source, receiver.port)
         assert again.wait() == 0, again.err

@@ -199,8 +199,8 @@ CORE: tuple[Mutant, ...] = (
         "manifest tag inode",
         ("G10",),
         "ftx/protocol/manifest.py",
-        'inode.to_bytes(8, "big")',
-        "bytes(8)",
+        "_STAMPS.pack(inode, ctime_ns)",
+        "_STAMPS.pack(0, ctime_ns)",
         "tests/protocol/test_manifest.py::test_g10_the_source_tag_tells_sender_inode_and_ctime_apart",
     ),
     Mutant(

@@ -44,12 +44,16 @@ class Meter:
     ) -> None:
         self._shut(self._listener)
         self._threads[0].join()
-        for sock in self._socks:
-            self._shut(sock)
+        self.cut()
         for thread in self._threads:
             thread.join()
         for sock in (self._listener, *self._socks):
             sock.close()
+
+    def cut(self) -> None:
+        """Break every connection; later ones are relayed."""
+        for sock in list(self._socks):
+            self._shut(sock)
 
     @staticmethod
     def _shut(sock: socket.socket) -> None:
