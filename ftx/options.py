@@ -140,12 +140,14 @@ class CommonOptions:
         timeout_s: a connection that is silent for so many seconds is dead.
         secret_file: a file with a key shared by both sides; a receiver makes a missing one.
         config_dir: where the run key and this user's identity are kept.
+        tell_all: an event for each entry; otherwise only for those that fail, which is less work for a million files.
     """
 
     port: int = DEFAULT_PORT
     timeout_s: float = 30.0
     secret_file: Path | None = None
     config_dir: Path = field(default_factory=config_dir)
+    tell_all: bool = True
 
     #: ``--timeout`` reaches the kernel as milliseconds in 32 bits, of which 0 would mean something else.
     CHECKS: ClassVar[Mapping[str, Check]] = {
@@ -153,6 +155,7 @@ class CommonOptions:
         "timeout_s": number(0.001, 86_400, " seconds"),
         "secret_file": optional(path),
         "config_dir": path,
+        "tell_all": truth,
     }
 
     def __post_init__(self) -> None:

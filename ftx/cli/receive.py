@@ -118,6 +118,7 @@ def receive(
         fsync=not no_fsync,
         reserve=reserve,
         expire_s=expire * DAY_S,
+        tell_all=json or verbose > 0,
     )
 
     def on_event(event: Event) -> None:

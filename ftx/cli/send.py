@@ -85,6 +85,7 @@ def send(
         retry_for_s=retry_for,
         lanes=lanes or 0,
         accept_new=accept_new,
+        tell_all=json or verbose > 0,
     )
 
     def work(stop: Stop) -> api.Finished:

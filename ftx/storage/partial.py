@@ -360,7 +360,7 @@ class PartialStore:
         self._open: set[bytes] = set()
         self._partials: set[Partial] = set()  # those that are open
         self._left: frozenset[bytes] = frozenset()
-        self._spare = 0  # what ``check_space`` may still grant, and since when
+        self._spare = 0  # what may still be granted, and since when
         self._spare_s = 0.0
         self._free = 0  # as it was when it was looked at
         self._looked_s = 0.0
@@ -403,15 +403,21 @@ class PartialStore:
             partial.remember(before)
         return partial
 
-    def claim(self, path: bytes) -> None:
+    def claim(self, path: bytes, needed: int = 0) -> None:
         """Have a destination path for one transfer alone, until ``unclaim`` or ``release``.
+
+        Args:
+            needed: bytes, where they are written in one go; what needs longer has its space set aside.
 
         Raises:
             Busy: another has it.
+            NoSpace, TooLarge: there is no room, or never will be.
         """
         with self._lock:
             if path in self._open:
                 raise Busy(f"{disk.show(path)}: another transfer is writing to it")
+            if needed:
+                self._grant(path, needed)
             self._open.add(path)
 
     def unclaim(self, paths: Sequence[bytes]) -> None:
@@ -427,25 +433,20 @@ class PartialStore:
             partial.needed = needed
             self._partials.add(partial)
 
-    def check_space(self, path: bytes, needed: int) -> None:
-        """Whether ``needed`` more bytes may be taken by what is written in one go.
+    def _grant(self, path: bytes, needed: int) -> None:
+        """Beside what is set aside and kept in reserve.
 
         The free space is looked at a few times a second, and between that what was granted is subtracted.
-
-        Raises:
-            NoSpace: not beside what is set aside and kept in reserve.
-            TooLarge: not even if there were nothing else on the disk.
         """
-        with self._lock:
-            now = time.monotonic()
-            if now >= self._spare_s + SPACE_S or self._spare < needed:
-                self._spare_s = now
-                with disk.destination_errors(path):
-                    free = disk.free_space(self.root.fd)
-                self._spare = free - sum(partial.needed for partial in self._partials)
-            if needed and self._spare - needed < self._reserve:
-                raise self._no_space(path, needed, self._spare, self.root.fd)
-            self._spare -= needed
+        now = time.monotonic()
+        if now >= self._spare_s + SPACE_S or self._spare < needed:
+            self._spare_s = now
+            with disk.destination_errors(path):
+                free = disk.free_space(self.root.fd)
+            self._spare = free - sum(partial.needed for partial in self._partials)
+        if self._spare - needed < self._reserve:
+            raise self._no_space(path, needed, self._spare, self.root.fd)
+        self._spare -= needed
 
     def _need(self, path: bytes, needed: int, fd: int) -> None:
         free = disk.free_space(fd) - sum(partial.needed for partial in self._partials)

@@ -100,10 +100,6 @@ class Source:
         return self._digests
 
     @property
-    def digest_name(self) -> DigestName:
-        return self._place.digest
-
-    @property
     def target_path(self) -> bytes:
         """Where it goes, relative to the destination."""
         return self.folder + b"/" + self.name if self.folder else self.name

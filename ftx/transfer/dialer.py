@@ -344,6 +344,8 @@ class SendRun:
             self._emit(events.Warn("the receiver does not wait for its disk: a power cut there may undo this"))
         kind = source.offered.kind
         self._count(state, source.offered.size, sent, reused, error, file=kind is not Kind.FOLDER)
+        if error is None and not self._options.tell_all:
+            return
         has_digest = outcome.root and kind is Kind.FILE
         self._emit(
             events.EntryEnded(

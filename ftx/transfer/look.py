@@ -146,15 +146,10 @@ class Looker:
         """Where an entry is to be written. What is small needs no journal: nothing of it is worth resuming."""
         if entry.kind is Kind.FOLDER:
             return Whole(self._under_way.scratch, entry, self._digest)
-        small = entry.size <= SMALL or Grid.of(entry.size).count <= 1  # a link's size is 0
+        small = entry.size <= SMALL or entry.kind is Kind.SYMLINK or Grid.of(entry.size).count <= 1
         if not small or has_partial or not target.takes_renames(entry.path):
             if entry.kind is Kind.SYMLINK:
                 raise DestinationError(f"{disk.show(entry.path)}: a link on another file system than the destination")
             return self._store.open(self._peer, entry, self._digest)
-        self._store.claim(entry.path)
-        try:
-            self._store.check_space(entry.path, entry.allocated)
-        except FtxError:
-            self._store.unclaim([entry.path])
-            raise
+        self._store.claim(entry.path, entry.allocated)
         return Whole(self._under_way.scratch, entry, self._digest, claimed=True)

@@ -68,13 +68,13 @@ class Live:
 class Plan:
     """The sender's half of one session.
 
-    Args:
+    Attributes:
         digest: of chunks and roots in this session.
     """
 
     def __init__(self, digest: DigestName) -> None:
         self._lock = threading.Lock()
-        self._digest = digest
+        self.digest = digest
         self._say: deque[m.Message] = deque()
         self._live: dict[int, Sending | Small] = {}
         self._small: deque[int] = deque()  # small files that are wanted
@@ -120,7 +120,7 @@ class Plan:
                     continue
                 entry = offered.entry(entry_id, folder)
                 grid = Grid.of(offered.size if offered.kind is Kind.FILE else 0)
-                digests = ChunkDigests(grid, self._digest) if digests is None else digests
+                digests = ChunkDigests(grid, self.digest) if digests is None else digests
                 holes = RangeSet() if holes is None else holes
                 digests.set_ranges_zero(holes)
                 sending = Sending(entry, grid, digests, holes)
@@ -286,7 +286,7 @@ class Plan:
         """A live entry, with all that there is to know of it; None if it has ended."""
         live = self._live.get(entry_id)
         if isinstance(live, Small):
-            live = self._live[entry_id] = live.grown(self._digest)
+            live = self._live[entry_id] = live.grown(self.digest)
             self._file(live)
         return live
 
@@ -378,7 +378,7 @@ class Plan:
         durable = bool(item.flags & m.ReceiptFlags.DURABLE)
         if isinstance(live, Small) and live.digest is not None:
             size = live.entry.size
-            if item.root != root_of_one(self._digest, live.digest, size):
+            if item.root != root_of_one(self.digest, live.digest, size):
                 raise ProtocolError(f"a receipt for entry {item.entry} with another root digest")
             self.done += 1
             del self._live[item.entry]
@@ -474,7 +474,7 @@ class Plan:
                 return SendChunk(entry_id, index)
             case Need.ANSWER:
                 ask = sending.asks.popleft()
-                known = ask.digest is self._digest and sending.digests.known.covers(ask.first, ask.stop)
+                known = ask.digest is self.digest and sending.digests.known.covers(ask.first, ask.stop)
                 if known:
                     return Say(m.Digests(entry_id, ask.digest, ask.first, sending.digests.slice(ask.first, ask.stop)))
                 if ask.stop - ask.first > DIGESTS_STEP:

@@ -16,7 +16,7 @@ from typing import Any, assert_never
 
 from ftx.errors import DestinationError, FtxError, PeerSilent, Refused, Superseded, from_wire
 from ftx.net.lane import Lane
-from ftx.options import Exists
+from ftx.options import ReceiveOptions
 from ftx.protocol import messages as m
 from ftx.protocol.manifest import DigestName, Entry, Kind
 from ftx.storage.partial import DIRTY_BYTES, Partial, PartialStore
@@ -61,9 +61,7 @@ class ReceiveSession:
         request: the sender's OPEN.
         peer: who sends; partials hang on it.
         store: the partials of the destination.
-        policy: what happens to a different file of the same name.
-        fsync: wait for the disk before a receipt is given.
-        timeout_s: how long the peer may be silent.
+        options: the receiver's.
         lanes: how many the sender gets.
         on_event: told of each entry that ended, from the session's threads.
 
@@ -77,9 +75,7 @@ class ReceiveSession:
         request: m.Open,
         peer: bytes,
         store: PartialStore,
-        policy: Exists,
-        fsync: bool,
-        timeout_s: float,
+        options: ReceiveOptions,
         lanes: int,
         on_event: events.OnEvent,
     ) -> None:
@@ -89,10 +85,11 @@ class ReceiveSession:
         self._lanes = {1: lane}
         self._digest = request.digest
         self._digest_label = f"{request.digest.label}:"
-        self._fsync = fsync
-        self._timeout_s = timeout_s
+        self._fsync = fsync = options.fsync
+        self._timeout_s = options.timeout_s
         self._granted = lanes
         self._on_event = on_event
+        self._tell_all = options.tell_all
         self._over = False
         self._lock = threading.Lock()
         self._outbox: deque[m.Message] = deque()
@@ -102,9 +99,11 @@ class ReceiveSession:
         self._looks: queue.SimpleQueue[Sequence[Entry] | None] = queue.SimpleQueue()
         self._under_way = UnderWay(store, Scratch(store.root, durable=fsync))
         self._room = Room(store, request.retry_for_s, self._say, on_event)
-        self._looker = Looker(self._under_way, self._room, peer, request.folder, policy, request.digest, fsync=fsync)
+        self._looker = Looker(
+            self._under_way, self._room, peer, request.folder, options.policy, request.digest, fsync=fsync
+        )
         self._publisher = Publisher(
-            self.ledger, self._under_way, self._room, policy, request.digest, self._act,
+            self.ledger, self._under_way, self._room, options.policy, request.digest, self._act,
             lambda: self._crew.stopped, fsync=fsync,
         )  # fmt: skip
         self._crew = Crew("ftx-receive", LEAVE_S, self._unblock)
@@ -211,6 +210,8 @@ class ReceiveSession:
     def _tell(self, outcome: Outcome) -> None:
         error = from_wire(outcome.code, outcome.message) if outcome.code else None
         self.failure = error or self.failure
+        if error is None and not self._tell_all:
+            return
         has_digest = outcome.root and outcome.entry.kind is Kind.FILE
         self._on_event(
             events.EntryEnded(

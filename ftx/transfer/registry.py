@@ -267,9 +267,7 @@ class Receiver:
             request,
             greeting.peer,
             self._store,
-            options.policy,
-            options.fsync,
-            options.timeout_s,
+            options,
             lanes,
             self._events.put,
         )

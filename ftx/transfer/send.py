@@ -445,6 +445,8 @@ class _Writer:
     def _send_small(self, job: SendSmall) -> None:
         if not self._buffer:
             self._buffer = memoryview(bytearray(SMALL))
+        name = self._plan.digest
+        function = name.function
         for entry_id in self._plan.small_begun(job.entries):
             item = self._session.item(entry_id)
             if item is None:
@@ -454,8 +456,7 @@ class _Writer:
             except SourceError as error:
                 self._session.changed(item, entry_id, error)
                 continue
-            name = item.source.digest_name
-            digest = name.function(payload) if payload else b""
+            digest = function(payload) if payload else b""
             # Noted before it is sent: its receipt may be here before the call that sends it returns.
             if not self._plan.small_read(entry_id, digest):
                 continue

@@ -487,7 +487,7 @@ CORE: tuple[Mutant, ...] = (
         "plan known digests need SHA",
         ("G4",),
         "ftx/transfer/plan.py",
-        "known = ask.digest is self._digest and",
+        "known = ask.digest is self.digest and",
         "known =",
         "tests/transfer/test_plan.py::test_digests_that_are_known_are_answered_without_reading",
     ),
