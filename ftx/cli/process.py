@@ -7,6 +7,7 @@ event is ``finished`` and its code is the exit status (G11).
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import resource
@@ -29,6 +30,9 @@ SWITCH_S = 0.0005
 
 log = logging.getLogger("ftx.cli")
 
+#: New objects, less those that went, before cycles are looked for among them (Python: 700).
+GARBAGE_AFTER = 50_000
+
 
 def run(report: Report, work: Callable[[Stop], Finished]) -> int:
     """Run a transfer to its end and return the exit status.
@@ -37,6 +41,9 @@ def run(report: Report, work: Callable[[Stop], Finished]) -> int:
         report: shown the end, if ``work`` has not done so itself.
         work: the transfer; stops soon after its argument is asked to.
     """
+    # Next to nothing that a transfer makes is part of a cycle, and a window's entries are many to be looked through.
+    gc.freeze()
+    gc.set_threshold(GARBAGE_AFTER)
     stop = Stop()
     with signals_stop(stop), report:
         try:

@@ -556,6 +556,21 @@ def test_G11_what_vanishes_fails_alone(base: Path) -> None:
         assert_same(top, receiver.into / "top")
 
 
+def test_who_does_not_ask_for_all_is_told_of_what_failed_alone(base: Path) -> None:
+    top = base / "top"
+    (top / "folder").mkdir(parents=True)
+    (base / "into" / "top" / "a").mkdir(parents=True)  # where a file is to go
+    for name in ("a", "b", "folder/c"):
+        (top / name).write_bytes(b"x")
+    found: list[api.Event] = []
+    with LocalReceiver(base, tell_all=False) as receiver:
+        finished = run(base, receiver.port, top, on_event=found.append, tell_all=False)
+        assert (finished.code, finished.files, finished.failed) == (9, 2, 1)
+    for told in (found, receiver.events):
+        assert {path: event.code for path, event in entries(told).items()} == {b"top/a": 7}
+        assert any(isinstance(event, events.Finished) for event in told)
+
+
 @needs_root
 def test_read_only_folders_arrive_at_who_is_not_root(base: Path) -> None:
     """Also what is in them, and what a later run adds."""
