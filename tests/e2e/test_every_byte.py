@@ -17,7 +17,7 @@ from tests.support.files import fill
 from tests.support.local import LocalReceiver, local_send
 from tests.support.proxy import Cut, Fault, Flip, HalfClose, Proxy
 
-SIZE = 600
+SIZE = 120
 #: Sessions at a time: each waits for the end of a broken connection more than it works.
 AT_ONCE = 16
 #: The session's bytes, with the longest random optional frames. A fault behind the last byte does nothing.
@@ -108,7 +108,7 @@ def test_G4_a_bit_flipped_at_every_byte(place: tuple[Path, Path, LocalReceiver],
 
 def test_G4_a_damaged_payload_is_repaired_in_place(place: tuple[Path, Path, LocalReceiver]) -> None:
     base, source, receiver = place
-    with Proxy(receiver.port, up=[Flip(UP_BYTES - 300)]) as proxy:
+    with Proxy(receiver.port, up=[Flip(UP_BYTES - 140)]) as proxy:
         finished = local_send(base, source, proxy.port)
     assert finished.code == 0
     assert 2 * SIZE < proxy.up < 2 * SIZE + 600
