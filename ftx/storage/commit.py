@@ -45,7 +45,10 @@ def publish(root: Root, partial: Partial, policy: Policy, *, fsync: bool) -> byt
             folder.make_writable()
             name = _place(partial.name, partial.folder, folder, parts[-1], policy, entry)
             if fsync:
-                root.sync(parts[:-1], folder)
+                try:
+                    root.sync(parts[:-1], folder)
+                except OSError as error:
+                    raise _unsure(entry, error) from error
         return b"/".join((*parts[:-1], name))
 
 
@@ -55,8 +58,7 @@ def publish_group(
     """Give everything in ``wholes`` its final name, durably and in groups: the path it got, or why it has none.
 
     Raises:
-        SyncFailed: what was written did not reach the disk; nothing was published.
-        OSError: names may not have reached the disk; receipts must not be given for any.
+        SyncFailed, NoSpace: what was written did not reach the disk; nothing was published, and it can be tried again.
     """
     results: list[tuple[Whole, bytes | FtxError]] = []
     ready: list[Whole] = []
@@ -76,8 +78,16 @@ def publish_group(
     for above, members in groupby(ready, lambda whole: whole.entry.path.rpartition(b"/")[0]):
         results += _publish_in(root, scratch, above, list(members), policy, sync=fsync and not together)
     if together:
-        scratch.sync_all()
+        try:
+            scratch.sync_all()
+        except OSError as error:
+            return [(whole, _unsure(whole.entry, error)) for whole, _ in results]
     return results
+
+
+def _unsure(entry: Entry, error: OSError) -> DestinationError:
+    """Its name is there, and a sync failed behind that. Never NoSpace: what was renamed cannot be tried again."""
+    return DestinationError(f"{disk.show(entry.path)}: its name may not be on the disk ({error.strerror})")
 
 
 def _publish_in(
@@ -89,10 +99,13 @@ def _publish_in(
         parts = components(above)
         with disk.destination_errors(above):
             folder = root.folder(parts, make=True)
-            folder.make_writable()
     except FtxError as error:
         return [(whole, error) for whole in wholes]
     with folder:
+        try:
+            folder.make_writable()
+        except OSError as error:
+            return [(whole, disk.destination_error(whole.entry.path, error)) for whole in wholes]
         for whole in wholes:
             path = whole.entry.path
             try:
@@ -109,8 +122,7 @@ def _publish_in(
             try:
                 root.sync(parts, folder)
             except OSError as error:
-                why = f"its name may not be on the disk ({error.strerror})"
-                return [(whole, DestinationError(f"{disk.show(whole.entry.path)}: {why}")) for whole in wholes]
+                return [(whole, _unsure(whole.entry, error)) for whole in wholes]
     return results
 
 

@@ -205,9 +205,12 @@ class Partial(InUse):
                 written += len(piece)
         self._mark(start, stop, written, failures)
 
-    def keep(self, index: int) -> None:
-        """A doubted chunk turned out to be the source's."""
-        self._mark(index, index + 1, 0, 0)
+    def compared(self, index: int, *, same: bool) -> None:
+        """A doubted chunk turned out to be the source's, or another."""
+        if same:
+            self._mark(index, index + 1, 0, 0)
+        with self._lock:
+            self.doubted.discard(index, index + 1)
 
     def _begin(self, start: int, stop: int) -> int:
         """Chunks are about to be written. Noted before, so that a sync that fails meanwhile counts them as lost."""
@@ -486,7 +489,7 @@ class PartialStore:
             own = self.root.own_folder(make=False)
         except (FileNotFoundError, PermissionError):
             return frozenset()  # none, or not this user's: nothing of ours is in it
-        with own:
+        with own, self._lock:
             changed = os.fstat(own.fd).st_mtime_ns
             if changed != self._left_at:
                 names = map(os.fsencode, os.listdir(own.fd))
@@ -494,7 +497,7 @@ class PartialStore:
                     name.removesuffix(JOURNAL_SUFFIX) for name in names if name.endswith(JOURNAL_SUFFIX)
                 )
                 self._left_at = changed
-        return self._left
+            return self._left
 
     def clear(self, peer: bytes, entry: Entry, *, fsync: bool) -> None:
         """The entry is there under its name already: end what a crash left of its commit (G5).

@@ -157,16 +157,19 @@ class Scratch:
         self._lock = threading.Lock()
         self._together: bool | None = None
         self._open = 0
+        self._closed = False
 
     def folder(self) -> Folder:
         """Where the files wait.
 
         Raises:
-            OSError: it cannot be made.
+            OSError: it cannot be made, or the session is over.
         """
         if self._folder is not None:
             return self._folder
         with self._lock:
+            if self._closed:
+                raise FileNotFoundError(errno.ENOENT, "the session is over")
             while self._folder is None:
                 # Whoever clears away what nobody has locked may be faster than the lock: then another one is made.
                 self._name = secrets.token_hex(16).encode() + SUFFIX
@@ -240,6 +243,7 @@ class Scratch:
         """Remove it with what is in it."""
         with self._lock:
             folder, self._folder = self._folder, None
+            self._closed = True
         if folder is None:
             return
         with suppress(OSError), folder:  # what stays is nobody's any more, and goes when it expires

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 
-from ftx.errors import FtxError, InternalError, Interrupted
+from ftx.errors import FtxError, InternalError, Interrupted, Leaving
 
 log = logging.getLogger("ftx.crew")
 
@@ -53,34 +53,61 @@ class Stop:
 
 
 class Crew:
-    """A with-block of threads. Leaving it stops and joins them, within ``leave_s`` seconds.
+    """A with-block of threads. Leaving it stops them and waits until all have left, ``leave_s`` seconds at most.
+
+    What they share may be touched after that only by one that is stuck in a system call.
 
     Args:
         name: prefix of the threads' names.
         leave_s: how long leaving may take.
         on_stop: called once, by the thread that stops the crew; unblocks the others (shuts sockets down).
+        on_left: called once, when the last has left: at the end of the with-block, or later by who was stuck.
     """
 
-    def __init__(self, name: str, leave_s: float, on_stop: Callable[[], None]) -> None:
+    def __init__(
+        self, name: str, leave_s: float, on_stop: Callable[[], None], on_left: Callable[[], None] | None = None
+    ) -> None:
         self._name = name
         self._leave_s = leave_s
         self._on_stop = on_stop
-        self._threads: list[threading.Thread] = []
+        self._on_left = on_left
+        self._working = 0
         self._changed = threading.Condition()
         self._cause: FtxError | None = None
         self._since = 0.0
         self._ended = False
         self._stopped = False
+        self._gone = False  # nobody waits any more for those that are stuck
 
     def start(self, what: str, work: Callable[[], None]) -> None:
-        """Run ``work`` in a thread; an exception that leaves it is reported as a failure."""
+        """Run ``work`` in a thread; an exception that leaves it is reported as a failure.
 
+        Raises:
+            Leaving: the system has no thread left.
+        """
         thread = threading.Thread(target=self.run, args=(what, work), name=f"{self._name}-{what}", daemon=True)
-        self._threads.append(thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise Leaving(f"this machine has no thread left for it ({error})") from error
 
     def run(self, what: str, work: Callable[[], None]) -> None:
-        """Run ``work`` in this thread, as one of the crew."""
+        """Run ``work`` in this thread, as one of the crew; not at all if that is leaving."""
+        with self._changed:
+            if self._stopped:
+                return
+            self._working += 1
+        try:
+            self._guarded(what, work)
+        finally:
+            with self._changed:
+                self._working -= 1
+                self._changed.notify_all()
+                late = self._gone and not self._working
+            if late:
+                self._clear_up()
+
+    def _guarded(self, what: str, work: Callable[[], None]) -> None:
         try:
             work()
         except FtxError as error:
@@ -140,9 +167,15 @@ class Crew:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:  # fmt: skip
-        self._stopped = True
+        with self._changed:
+            self._stopped = True
         self._on_stop()
-        deadline = time.monotonic() + self._leave_s
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(max(0.0, deadline - time.monotonic()))
+        with self._changed:
+            all_left = self._changed.wait_for(lambda: not self._working, self._leave_s)
+            self._gone = True
+        if all_left:
+            self._clear_up()
+
+    def _clear_up(self) -> None:
+        if self._on_left is not None:
+            self._on_left()

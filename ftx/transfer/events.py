@@ -8,7 +8,8 @@ from __future__ import annotations
 import base64
 import dataclasses
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -41,6 +42,29 @@ def _readable(text: str) -> str:
 
 
 OnEvent = Callable[[Event], None]
+
+#: Events that wait to be told; at more, nothing is received that could make more (G8).
+MAX_UNTOLD = 4096
+
+
+class Untold:
+    """Events on their way from a receiver's threads to the one that tells them. Putting one in never waits."""
+
+    def __init__(self) -> None:
+        self._events: deque[Event] = deque()
+
+    def put(self, event: Event) -> None:
+        self._events.append(event)
+
+    def take(self) -> Iterator[Event]:
+        """Those that wait now, each as it is told."""
+        for _ in range(len(self._events)):
+            yield self._events.popleft()
+
+    @property
+    def full(self) -> bool:
+        """Nobody looks: whoever could make more waits."""
+        return len(self._events) >= MAX_UNTOLD
 
 
 @dataclass(frozen=True, slots=True)

@@ -254,12 +254,9 @@ class Publisher:
             for at in range(0, len(job.digests), size):
                 index = job.first + at // size
                 payload = self._read_back(partial, index)
-                if payload is not None and job.digest.function(payload) == job.digests[at : at + size]:
-                    partial.keep(index)
-                    found.append((index, self._digest.function(payload)))
-                else:
-                    found.append((index, None))
-                partial.doubted.discard(index, index + 1)
+                same = payload is not None and job.digest.function(payload) == job.digests[at : at + size]
+                partial.compared(index, same=same)
+                found.append((index, self._digest.function(payload) if payload is not None and same else None))
                 self.steps += 1
             if not partial.doubted:
                 partial.trust()

@@ -46,8 +46,6 @@ LAST_WORD_S = 0.5
 #: A session that was superseded is a ghost, mostly; its successor waits for the partial meanwhile.
 GHOST_S = 0.3
 WINDOW = 1024  #: entries that a sender may have outstanding
-GROUP = 512  #: entries that are published together, at most
-ROOM_S = 0.5  #: how often a full disk is tried again
 ANSWERS = (m.Skip, m.Refuse, m.Receipt)
 
 _XXH3 = DigestName.XXH3_128.function
@@ -63,7 +61,7 @@ class ReceiveSession:
         store: the partials of the destination.
         options: the receiver's.
         lanes: how many the sender gets.
-        on_event: told of each entry that ended, from the session's threads.
+        untold: gets an event for each entry that ended.
 
     Attributes:
         failure: of the entry that failed last.
@@ -77,7 +75,7 @@ class ReceiveSession:
         store: PartialStore,
         options: ReceiveOptions,
         lanes: int,
-        on_event: events.OnEvent,
+        untold: events.Untold,
     ) -> None:
         self.ledger = Ledger(request.digest, WINDOW, request.folder)
         self.failure: FtxError | None = None
@@ -88,7 +86,7 @@ class ReceiveSession:
         self._fsync = fsync = options.fsync
         self._timeout_s = options.timeout_s
         self._granted = lanes
-        self._on_event = on_event
+        self._untold = untold
         self._tell_all = options.tell_all
         self._over = False
         self._lock = threading.Lock()
@@ -98,7 +96,7 @@ class ReceiveSession:
         self._quiet = threading.Event()
         self._looks: queue.SimpleQueue[Sequence[Entry] | None] = queue.SimpleQueue()
         self._under_way = UnderWay(store, Scratch(store.root, durable=fsync))
-        self._room = Room(store, request.retry_for_s, self._say, on_event)
+        self._room = Room(store, request.retry_for_s, self._say, untold.put)
         self._looker = Looker(
             self._under_way, self._room, peer, request.folder, options.policy, request.digest, fsync=fsync
         )
@@ -106,7 +104,7 @@ class ReceiveSession:
             self.ledger, self._under_way, self._room, options.policy, request.digest, self._act,
             lambda: self._crew.stopped, fsync=fsync,
         )  # fmt: skip
-        self._crew = Crew("ftx-receive", LEAVE_S, self._unblock)
+        self._crew = Crew("ftx-receive", LEAVE_S, self._unblock, self._under_way.scratch.close)
 
     def run(self) -> None:
         """Receive until both have said BYE.
@@ -213,7 +211,7 @@ class ReceiveSession:
         if error is None and not self._tell_all:
             return
         has_digest = outcome.root and outcome.entry.kind is Kind.FILE
-        self._on_event(
+        self._untold.put(
             events.EntryEnded(
                 path=outcome.entry.path,
                 kind=outcome.entry.kind.label,
@@ -237,6 +235,8 @@ class ReceiveSession:
         """Take frames of one lane; write chunks where they belong."""
         lane = reader.lane
         while True:
+            while self._untold.full and not self._crew.stopped:
+                time.sleep(TICK_S)
             message, _ = lane.receive()
             match message:
                 case m.Data():
@@ -285,7 +285,7 @@ class ReceiveSession:
         finally:
             for partial in begun:
                 partial.end()
-        self._act(actions)
+            self._act(actions)  # also when the session ends meanwhile: what failed is told
         for partial in begun:
             if self._fsync and isinstance(partial, Partial) and partial.dirty >= DIRTY_BYTES:
                 self._publisher.sync(partial.entry.id, partial)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import socket
 import threading
 import time
@@ -103,7 +102,7 @@ class Receiver:
     def __init__(self, options: ReceiveOptions, *, on_event: events.OnEvent | None = None) -> None:
         self._options = options
         self._on_event = on_event
-        self._events: queue.SimpleQueue[events.Event] = queue.SimpleQueue()
+        self._events = events.Untold()
         self._lock = threading.Lock()
         self._strangers: dict[Lane, str] = {}  # and from where, the oldest first
         self._sessions: dict[tuple[bytes, bytes], _Session] = {}
@@ -237,8 +236,8 @@ class Receiver:
         except FtxError as error:
             if not error.from_peer:
                 handshake.refuse(lane, error)
-            text = f"{address}: {error}"
-            self._events.put(events.Warn(text))
+            if not self._events.full:  # G8: there is no end to strangers
+                self._events.put(events.Warn(f"{address}: {error}"))
         except Exception as error:  # a bug must not take the receiver down with it
             log.debug("! a bug in a session", exc_info=True)
             handshake.refuse(lane, InternalError(f"{type(error).__name__}: {error}"))
@@ -269,7 +268,7 @@ class Receiver:
             self._store,
             options,
             lanes,
-            self._events.put,
+            self._events,
         )
         job = greeting.peer, request.job
         session = _Session(request.session.hex(), address, work, job, request.process, request.retry_for_s)
@@ -383,11 +382,8 @@ class Receiver:
         )
 
     def _pump(self) -> None:
-        while True:
-            try:
-                self._emit(self._events.get_nowait())
-            except queue.Empty:
-                return
+        for event in self._events.take():
+            self._emit(event)
 
     def _emit(self, event: events.Event) -> None:
         if self._on_event is not None:

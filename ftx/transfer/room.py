@@ -84,7 +84,6 @@ class Room:
                     self._store.check_reserve()
                     with disk.destination_errors(path):
                         action(*args)
-                    self._on_event(events.Resumed(str(error)))
                     return
                 except NoSpace as again:
                     if time.monotonic() >= give_up_s:
@@ -95,3 +94,4 @@ class Room:
                 self._waiting -= 1
                 if not self._waiting:
                     self._say(m.Resume())
+                    self._on_event(events.Resumed(str(error)))

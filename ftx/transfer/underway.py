@@ -73,10 +73,9 @@ class UnderWay:
                 self.store.unclaim([partial.entry.path])
 
     def close(self) -> None:
-        """The session is over."""
+        """The session is over. ``scratch`` is closed by who knows that nobody writes into it any more."""
         with self._lock:
             left, self._open = self._open, {}
             self._over = True
         for partial in left.values():
             self.let_go(partial, committed=False)
-        self.scratch.close()
