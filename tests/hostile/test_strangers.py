@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from ftx.errors import ProtocolError, UsageError
+from ftx.errors import LinkLost, ProtocolError, Refused, UsageError
+from ftx.net import handshake, peers
 from ftx.net import lane as lane_module
-from ftx.net import peers
 from ftx.net.lane import Lane
 from ftx.protocol import codec
 from ftx.protocol import messages as m
+from ftx.protocol.manifest import DigestName
+from ftx.protocol.messages import Role
 from ftx.transfer import registry
 from tests.hostile import peer
 from tests.support.files import fill
@@ -119,3 +123,53 @@ def test_g11_a_key_that_is_a_pipe_is_not_waited_for(tmp_path: Path, listener: bo
     os.mkfifo(tmp_path / "secret", 0o600)
     with pytest.raises(UsageError, match="not a file"):
         peers.secret_key(tmp_path / "secret", make=listener)
+
+
+# --- Lanes ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def dialled(port: int, identity: bytes) -> Iterator[Lane]:
+    with peer.connected(port) as sock:
+        lane = Lane(sock, dialer=True)
+        handshake.dial(lane, {}, identity, accept_open=True)
+        lane.order.opened(Role.SENDER)
+        yield lane
+
+
+@contextmanager
+def with_lanes(port: int, identity: bytes, session: bytes) -> Iterator[Lane]:
+    """Lane 1 of a session that is granted three, and has taken none of the others."""
+    with dialled(port, identity) as lane:
+        request = m.Open(session, bytes(16), bytes(32), Role.SENDER, m.Mode.TRANSFER, 3, 0, DigestName.XXH3_128, b"")
+        assert handshake.open_session(lane, request, peer.PATIENCE_S).lanes == 3
+        yield lane
+
+
+def test_g7_a_lane_is_for_the_peer_and_the_session_that_it_was_granted_to(tmp_path: Path) -> None:
+    own, other, session = (bytes([number]) * 32 for number in (1, 2, 3))
+    with LocalReceiver(tmp_path, open=True) as receiver, with_lanes(receiver.port, own, session[:16]):
+        for identity, wanted in ((other, session[:16]), (own, bytes(16))):
+            with dialled(receiver.port, identity) as lane, pytest.raises(Refused, match="no such session"):
+                handshake.attach(lane, m.Attach(wanted, 2), Role.SENDER)
+        with dialled(receiver.port, own) as lane:
+            handshake.attach(lane, m.Attach(session[:16], 2), Role.SENDER)
+
+
+def test_g2_a_lane_that_breaks_ends_its_session(tmp_path: Path) -> None:
+    """At the receiver too, though its sender says nothing of it: what was on that lane is not waited for."""
+    own, session = bytes(32), bytes(16)
+    with LocalReceiver(tmp_path, open=True) as receiver, with_lanes(receiver.port, own, session) as first:
+        with dialled(receiver.port, own) as lane:
+            handshake.attach(lane, m.Attach(session, 2), Role.SENDER)
+        first.deadline_s = time.monotonic() + 5
+        with pytest.raises(LinkLost):
+            peer.heard(first, m.Error)
+
+
+def test_g2_a_run_that_comes_back_takes_over_from_itself(tmp_path: Path) -> None:
+    """Its old session is a ghost, and it is not the older of two runs."""
+    own = bytes(32)
+    with LocalReceiver(tmp_path, open=True) as receiver, ExitStack() as sessions:
+        for number in range(3):
+            sessions.enter_context(with_lanes(receiver.port, own, bytes([number]) * 16))

@@ -146,6 +146,7 @@ def test_another_lane_carries_data_from_the_sender_and_nothing_else(role: Role) 
     say(sender, receiver, Type.DATA, Type.PING, Type.DATA)
     say(receiver, sender, Type.PING)
     assert [type_ for type_ in Type if allows(sender.send, type_)] == [Type.DATA, Type.PING, Type.ERROR]
+    assert [type_ for type_ in Type if allows(receiver.send, type_)] == [Type.PING, Type.ERROR]
 
 
 def test_a_sender_that_dialled_goes_on_before_it_is_answered() -> None:

@@ -19,6 +19,7 @@ from ftx.protocol.messages import MAX_NAME, MAX_PATH
 from ftx.storage import commit, disk, paths
 from ftx.storage.partial import PartialStore
 from ftx.storage.paths import Root, components, file_components, is_reserved
+from ftx.storage.scratch import Scratch, Whole
 from tests.storage.support import (
     MTIME_NS,
     NEEDS_ROOT,
@@ -129,6 +130,20 @@ def _publish(root: Root, name: bytes) -> None:
         partial.close()
 
 
+def _publish_group(root: Root, name: bytes) -> None:
+    """The same of what is written in one go. What is above the name may be made before that is looked at."""
+    folder = Scratch(root, durable=False)
+    try:
+        whole = Whole(folder, entry(b"harmless", 10), XXH3)
+        whole.write(0, content(whole.entry))
+        whole.entry = whole.entry._replace(path=name)
+        ((_, result),) = commit.publish_group(root, folder, [whole], Policy.REPLACE, fsync=False)
+        if isinstance(result, FtxError):
+            raise result
+    finally:
+        folder.close()
+
+
 OPERATIONS: dict[str, Operation] = {
     "folder": lambda root, name: root.folder(components(name)),
     "make-folder": lambda root, name: root.folder(components(name), make=True),
@@ -151,6 +166,13 @@ def test_g6_a_hostile_name_is_refused(root: Root, into: Path, outside: Path, ope
     with untouched(outside), pytest.raises(NameRefused):
         operation(root, name)
     assert names(into) in ([], [".ftx"])
+
+
+@pytest.mark.parametrize("name", [b"", b"..", b"a/..", b"../x", b"a/", b"/", b".ftx", b"a/.FTX", b".ftx/x", b"a/b\0"])
+def test_g6_nothing_of_a_group_gets_a_hostile_name(root: Root, into: Path, outside: Path, name: bytes) -> None:
+    with untouched(outside), pytest.raises(NameRefused):
+        _publish_group(root, name)
+    assert [path for path in into.rglob("*") if not path.is_dir()] == []
 
 
 @each_file_operation

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
+import platform
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ftx.errors import NameRefused
 from ftx.options import Exists as Policy
 from ftx.protocol.manifest import Entry, Kind
 from ftx.storage import commit, disk, scratch
+from ftx.storage.partial import SyncFailed
 from ftx.storage.paths import Root
 from ftx.storage.scratch import GROUP_LEAST, Scratch, Whole
-from tests.storage.support import MTIME_NS, TAG, XXH3, record
+from tests.storage.support import MTIME_NS, TAG, XXH3, before_call, fail_once, names, record
+from tests.support.folding import FoldedNames
 
 DATA = b"small"
+#: Closed behind each test.
+WRITTEN: list[Whole] = []
 
 
 @pytest.fixture
@@ -50,6 +57,8 @@ def folder(root: Root, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scratch]:
     folder = Scratch(root, durable=True)
     folder.folder()
     yield folder
+    while WRITTEN:
+        WRITTEN.pop().close()
     folder.close()
 
 
@@ -59,6 +68,7 @@ def written(folder: Scratch, first: int, count: int) -> list[Whole]:
         entry = Entry(number, Kind.FILE, b"file%d" % number, len(DATA), len(DATA), 0o644, MTIME_NS, TAG)
         wholes.append(Whole(folder, entry, XXH3))
         wholes[-1].write(0, DATA)
+    WRITTEN.extend(wholes)
     return wholes
 
 
@@ -86,8 +96,6 @@ def test_g5_what_was_written_before_the_sync_for_all_was_given_up_is_synced_by_i
     assert [path for _, path in results] == [whole.entry.path for whole in second]
     assert all((into / os.fsdecode(whole.entry.path)).read_bytes() == DATA for whole in second)
     assert unsynced == set()
-    for whole in second:
-        whole.close()
 
 
 def test_g5_a_sync_for_all_that_is_given_up_at_the_contents_is_not_trusted_for_the_names(
@@ -114,5 +122,98 @@ def test_g5_with_many_open_the_others_are_synced_as_they_are_written(
     assert not wholes[3].synced
     folder.sync(wholes[:3])
     assert unsynced == set()
-    for whole in wholes:
-        whole.close()
+
+
+@pytest.mark.parametrize(
+    ("system", "release", "kind", "trusted"),
+    [
+        ("Linux", "5.8.0-63-generic", "ext4", True),
+        ("Linux", "6.1", "tmpfs", True),
+        ("Linux", "5.7.19", "ext4", False),
+        ("Linux", "4.20.1", "xfs", False),
+        ("Linux", "unknown", "ext4", False),
+        ("Linux", "6.1", "nfs4", False),
+        ("Linux", "6.1", "fuseblk", False),
+        ("Linux", "6.1", "", False),
+        ("Darwin", "23.1", "ext4", False),
+    ],
+)
+def test_g5_one_sync_for_all_is_trusted_where_it_tells_what_failed(
+    root: Root, monkeypatch: pytest.MonkeyPatch, system: str, release: str, kind: str, trusted: bool
+) -> None:
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(platform, "release", lambda: release)
+    monkeypatch.setattr(disk, "file_system", lambda fd: kind)
+    folder = Scratch(root, durable=True)
+    folder.folder()
+    together = folder.together
+    folder.close()
+    assert together is trusted
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["each", "together"])
+def test_g1_g5_a_sync_that_fails_publishes_nothing(
+    root: Root, folder: Scratch, monkeypatch: pytest.MonkeyPatch, together: bool
+) -> None:
+    """Whichever of them it is about."""
+    monkeypatch.setattr(folder, "_together", together)
+    wholes = written(folder, 1, GROUP_LEAST)
+    calls = record(monkeypatch, "rename", "link")
+    fail_once(monkeypatch, "sync_file_system" if together else "sync_file", at=1 if together else GROUP_LEAST)
+    with pytest.raises(SyncFailed):
+        commit.publish_group(root, folder, wholes, Policy.REPLACE, fsync=True)
+    assert calls == []
+
+
+def test_g5_names_are_synced_together_behind_the_last_of_them(
+    root: Root, folder: Scratch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And when that fails none of them counts."""
+    monkeypatch.setattr(scratch, "GROUP_SLOW_S", 60)
+    for number, fails in ((1, False), (100, True)):
+        wholes = written(folder, number, GROUP_LEAST)
+        with monkeypatch.context() as patch:
+            calls = record(patch, "sync_file_system", "rename", "sync_folder")
+            if fails:
+                fail_once(patch, "sync_file_system", at=2)
+                with pytest.raises(OSError, match="Input/output"):
+                    commit.publish_group(root, folder, wholes, Policy.REPLACE, fsync=True)
+                continue
+            commit.publish_group(root, folder, wholes, Policy.REPLACE, fsync=True)
+        assert calls == ["sync_file_system", *["rename"] * GROUP_LEAST, "sync_file_system"]
+
+
+def test_g5_what_a_folder_was_given_is_synced_with_it(
+    root: Root, folder: Scratch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its mode and its time, where it is told to be durable by itself."""
+    whole = Whole(folder, Entry(1, Kind.FOLDER, b"sub", 0, 0, 0o750, MTIME_NS, TAG), XXH3)
+    calls = record(monkeypatch, "set_mode", "set_times", "sync_folder")
+    assert commit.publish_group(root, folder, [whole], Policy.REPLACE, fsync=True) == [(whole, b"sub")]
+    assert calls == ["set_mode", "set_times", "sync_folder", "sync_folder"]
+
+
+def test_a_folder_that_was_cleared_away_before_its_lock_is_not_used(
+    root: Root, into: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whoever found it without one; another is made."""
+    before_call(monkeypatch, "lock", lambda: next((into / ".ftx").iterdir()).rmdir())
+    folder = Scratch(root, durable=False)
+    usable = os.fstat(folder.folder().fd).st_nlink
+    folder.close()
+    assert usable
+    assert names(into / ".ftx") == []
+
+
+def test_g1_of_two_folders_that_fold_the_second_is_refused(
+    root: Root, into: Path, folder: Scratch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither was there when they were looked at: it is found out when they are made."""
+    FoldedNames().install(monkeypatch)
+    entries = [Entry(number, Kind.FOLDER, name, 0, 0, 0o700 + number, MTIME_NS, TAG)
+               for number, name in enumerate((b"Sub", b"sub"))]  # fmt: skip
+    wholes = [Whole(folder, entry, XXH3) for entry in entries]
+    (_, first), (_, second) = commit.publish_group(root, folder, wholes, Policy.REPLACE, fsync=True)
+    assert first == b"Sub"
+    assert isinstance(second, NameRefused)
+    assert stat.S_IMODE((into / "Sub").stat().st_mode) == 0o700

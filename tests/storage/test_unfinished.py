@@ -367,6 +367,19 @@ def test_an_abandoned_folder_goes_with_what_is_in_it(root: Root, own: Path, outs
     assert names(own) == []
 
 
+def test_g5_an_abandoned_folder_goes_when_what_was_renamed_from_it_is_durable(
+    root: Root, store: PartialStore, into: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is found to be there already when it is sent again. Partials are nobody's to end here."""
+    key = leave(store)
+    (into / ".ftx" / f"{KEY}.new").mkdir()
+    (into / ".ftx" / f"{KEY}.new" / "1").write_bytes(b"small")
+    calls = record(monkeypatch, "sync_everything", "unlink", "remove_folder")
+    unfinished.clear_abandoned(root)
+    assert calls == ["sync_everything", "unlink", "remove_folder"]
+    assert sorted(names(into / ".ftx")) == [f"{key}.journal", f"{key}.part"]
+
+
 def test_the_folder_of_a_session_goes_when_its_process_is_gone(root: Root, into: Path) -> None:
     def killed() -> None:
         Scratch(root, durable=False).folder()

@@ -986,6 +986,14 @@ def test_g8_a_folder_that_waits_is_outstanding() -> None:
     assert looked_at(ledger.looked_one(1, Leave(m.SkipReason.SAME))[1:]) == [100]
 
 
+def test_g8_of_an_empty_batch_nothing_is_kept() -> None:
+    """There may be any number of them: they need no id."""
+    ledger = OneByOne(XXH3, WINDOW)
+    for number in range(10):
+        ledger.receive(m.Folder(b"%d" % number, 1, ()))
+    assert not ledger._inside
+
+
 def test_an_empty_batch_is_nothing() -> None:
     ledger = OneByOne(XXH3, WINDOW)
     assert ledger.receive(m.Folder(b"d", 1, ())) == []
@@ -1052,6 +1060,16 @@ def test_an_empty_file_is_committed_by_its_finish() -> None:
     assert finish(ledger, root_of(0)) == [Commit(1)]
     ledger, _ = fresh(1, size=0)
     assert shape(finish(ledger, root_of(1))) == refused(IntegrityError.wire)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("size", [0, 1])
+def test_g1_nothing_is_committed_before_the_look(size: int) -> None:
+    """It may have to be refused, and there is nowhere yet where it could be written."""
+    ledger = OneByOne(XXH3, WINDOW)
+    offer(ledger, size)
+    with pytest.raises(ProtocolError, match="makes no sense"):
+        finish(ledger, root_of(size))
 
 
 @pytest.mark.usefixtures("small")

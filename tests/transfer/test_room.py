@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,19 @@ from ftx.transfer import events, room
 from ftx.transfer.room import Room
 from tests.support.files import fill
 from tests.support.local import LocalReceiver, local_send
+from tests.support.process import wait_until
 
 
 class FullStore:
-    """A store that keeps nothing in reserve."""
+    """A store; ``short`` times less is free than it keeps in reserve."""
+
+    def __init__(self, short: int = 0) -> None:
+        self.short = short
 
     def check_reserve(self) -> None:
-        pass
+        if self.short:
+            self.short -= 1
+            raise NoSpace("less is free than is kept in reserve")
 
 
 def no_room() -> None:
@@ -35,8 +42,8 @@ def tries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "ROOM_S", 0.001)
 
 
-def make(said: list[m.Message], give_up_s: float) -> Room:
-    return Room(FullStore(), give_up_s, said.append, lambda event: None)  # type: ignore[arg-type]
+def make(said: list[m.Message], give_up_s: float, store: FullStore | None = None) -> Room:
+    return Room(store or FullStore(), give_up_s, said.append, lambda event: None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("between", [lambda: None, no_room], ids=["what-fits-between", "nothing-fits"])
@@ -63,6 +70,45 @@ def test_g11_who_found_room_waits_again(tries: None) -> None:
         answers = iter([no_room, no_room, lambda: None])
         full.use(path, lambda answers=answers: next(answers)())
     assert [type(message) for message in said] == [m.Pause, m.Resume] * 2
+
+
+def test_what_is_kept_in_reserve_is_not_taken(tries: None) -> None:
+    said: list[m.Message] = []
+    store = FullStore(short=3)
+    seen: list[int] = []
+    make(said, 60, store).use(b"path", lambda: seen.append(store.short))
+    assert seen == [0]
+    assert [type(message) for message in said] == [m.Pause, m.Resume]
+
+
+def test_g11_while_several_wait_the_session_pauses_once(tries: None) -> None:
+    """And goes on when the last of them has found room."""
+    said: list[m.Message] = []
+    full = make(said, 60)
+    fits: set[bytes] = set()
+
+    def write(name: bytes) -> None:
+        if name not in fits:
+            no_room()
+
+    waiting = [threading.Thread(target=full.use, args=(name, write, name)) for name in (b"one", b"two")]
+    for thread in waiting:
+        thread.start()
+    wait_until(lambda: full._waiting == 2)
+    fits.add(b"one")
+    waiting[0].join()
+    between = [type(message) for message in said]
+    fits.add(b"two")
+    waiting[1].join()
+    assert between == [m.Pause]
+    assert [type(message) for message in said] == [m.Pause, m.Resume]
+
+
+def test_g9_when_the_session_is_over_nobody_waits_any_longer(tries: None) -> None:
+    full = make([], 0)
+    full.close()
+    with pytest.raises(NoSpace, match="no space left at the destination$"):
+        full.use(b"path", no_room)
 
 
 def test_g11_a_tree_for_which_nobody_makes_room_pauses_once(

@@ -197,6 +197,39 @@ def test_what_nobody_can_take_any_more_stays_in_the_feed_in_its_order(shm: Path,
     assert sum(len(what) for what in whole if isinstance(what, list)) == len(ENTRIES) - 2
 
 
+def test_g2_what_a_broken_session_left_comes_first_and_in_its_order(tree: Path) -> None:
+    places: list[Any] = []
+    line = Feed(scan.walk([os.fsencode(tree) + b"/"], bytes(32), DigestName.XXH3_128, places))
+    taken = [found for _ in range(4) if isinstance(found := line.take(1, lambda _: True), list)]
+    left = [item for items in taken for item in items]
+    line.put_back(left)
+    assert line.waiting() == left
+    assert line.take(len(left), lambda _: True) == left
+    for place in places:
+        place.close()
+
+
+def test_g8_the_scan_waits_for_whoever_reports_what_it_found(shm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (shm / "tree").mkdir()
+    for number in range(20):
+        os.mkfifo(shm / "tree" / f"{number}")
+    monkeypatch.setattr(send, "MAX_UNTOLD", 5)
+    monkeypatch.setattr(send, "TICK_S", 0.001)
+    waiting: list[int] = []
+    real = send.SendSession._tell
+
+    def tell(session: send.SendSession, *args: Any) -> None:
+        real(session, *args)
+        waiting.append(session._outcomes.qsize())
+
+    monkeypatch.setattr(send.SendSession, "_tell", tell)
+    with LocalReceiver(shm) as receiver:
+        slowly = lambda event: isinstance(event, events.EntryEnded) and slow()  # noqa: E731
+        assert local_send(shm, shm / "tree", receiver.port, on_event=slowly).code == 0
+    assert len(waiting) == 21
+    assert max(waiting) == 5
+
+
 def test_the_next_session_waits_for_a_walk_that_the_last_one_is_stuck_in() -> None:
     """A walk is for one thread at a time."""
     inside, go_on = threading.Event(), threading.Event()
