@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import stat
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ftx.errors import NameRefused
+from ftx.errors import DestinationError, NameRefused
 from ftx.options import Exists as Policy
 from ftx.protocol.manifest import Entry, Kind
 from ftx.storage import commit, disk, scratch
@@ -168,19 +169,36 @@ def test_g1_g5_a_sync_that_fails_publishes_nothing(
 def test_g5_names_are_synced_together_behind_the_last_of_them(
     root: Root, folder: Scratch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And when that fails none of them counts."""
     monkeypatch.setattr(scratch, "GROUP_SLOW_S", 60)
-    for number, fails in ((1, False), (100, True)):
-        wholes = written(folder, number, GROUP_LEAST)
-        with monkeypatch.context() as patch:
-            calls = record(patch, "sync_file_system", "rename", "sync_folder")
-            if fails:
-                fail_once(patch, "sync_file_system", at=2)
-                with pytest.raises(OSError, match="Input/output"):
-                    commit.publish_group(root, folder, wholes, Policy.REPLACE, fsync=True)
-                continue
-            commit.publish_group(root, folder, wholes, Policy.REPLACE, fsync=True)
-        assert calls == ["sync_file_system", *["rename"] * GROUP_LEAST, "sync_file_system"]
+    wholes = written(folder, 1, GROUP_LEAST)
+    calls = record(monkeypatch, "sync_file_system", "rename", "sync_folder")
+    commit.publish_group(root, folder, wholes, Policy.REPLACE, fsync=True)
+    assert calls == ["sync_file_system", *["rename"] * GROUP_LEAST, "sync_file_system"]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC], ids=errno.errorcode.get)
+def test_g5_where_the_sync_of_the_names_fails_none_of_them_counts(
+    root: Root, folder: Scratch, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Nor is it tried again, also not for want of space: they have their names already."""
+    monkeypatch.setattr(scratch, "GROUP_SLOW_S", 60)
+    wholes = written(folder, 1, GROUP_LEAST)
+    fail_once(monkeypatch, "sync_file_system", number, at=2)
+    results = commit.publish_group(root, folder, wholes, Policy.RENAME, fsync=True)
+    assert [whole for whole, _ in results] == wholes
+    assert {type(result) for _, result in results} == {DestinationError}
+    assert all("may not be on the disk" in str(result) for _, result in results)
+
+
+def test_g6_who_comes_late_finds_no_folder(root: Root, into: Path) -> None:
+    """Who was stuck at the disk while its session ended: a new folder would be nobody's."""
+    folder = Scratch(root, durable=False)
+    (whole,) = written(folder, 1, 1)
+    folder.close()
+    with pytest.raises(FileNotFoundError, match="over"):
+        whole.write(0, DATA)
+    whole.close()
+    assert names(into / ".ftx") == []
 
 
 def test_g5_what_a_folder_was_given_is_synced_with_it(

@@ -38,9 +38,9 @@ class Session:
         self.ledger = OneByOne(XXH3, 100)
         self.under_way = UnderWay(self.store, Scratch(self.root, durable=True))
         self.acted: list[Action] = []
-        room = Room(self.store, 0, lambda message: None, lambda event: None)
+        self.room = Room(self.store, 0, lambda message: None, lambda event: None)
         self.publisher = Publisher(
-            self.ledger, self.under_way, room, Policy.REPLACE, XXH3, self.acted.extend, lambda: False, fsync=True
+            self.ledger, self.under_way, self.room, Policy.REPLACE, XXH3, self.acted.extend, lambda: False, fsync=True
         )
 
     def offer(self, *sizes: int) -> list[int]:
@@ -86,6 +86,7 @@ def session(shm: Path) -> Iterator[Session]:
     session = Session(shm)
     yield session
     session.under_way.close()
+    session.under_way.scratch.close()
     session.root.close()
 
 
@@ -174,11 +175,11 @@ def test_g1_a_small_file_that_is_not_there_any_more_is_not_published(session: Se
 
 def test_g9_a_path_that_another_transfer_has_is_busy_for_what_is_small_too(session: Session) -> None:
     """It has no partial whose lock would tell: whoever looks at it claims it, until it was published."""
-    looker = Looker(session.under_way, PEER, b"", Policy.REPLACE, XXH3, fsync=True)
+    looker = Looker(session.under_way, session.room, PEER, b"", Policy.REPLACE, XXH3, fsync=True)
     small = entry(b"f0", len(DATA))
     assert looker.verdicts([small]) == [(small.id, FRESH)]
     other = UnderWay(session.store, Scratch(session.root, durable=True))
-    ((_, verdict),) = Looker(other, PEER, b"", Policy.REPLACE, XXH3, fsync=True).verdicts([small])
+    ((_, verdict),) = Looker(other, session.room, PEER, b"", Policy.REPLACE, XXH3, fsync=True).verdicts([small])
     assert isinstance(verdict, Reject)
     assert verdict.code == Busy.wire
     other.close()
