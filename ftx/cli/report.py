@@ -95,6 +95,9 @@ def files(count: int) -> str:
 def summary(event: Finished, moved: str = "sent") -> str:
     """The one line at the end of a run; ``moved`` is what the bytes were, ``sent`` or ``received``."""
     failed = f" and {event.failed} failed" if event.failed else ""
+    other = f", {event.kept} different and kept there" if event.kept else ""
+    other += f", {event.left_out} left out" if event.left_out else ""
+    failed += other + (" (-v says which)" if other else "")
     rate = f", {human_bytes(event.bytes_sent / event.seconds)}/s" if event.seconds > 0 and event.bytes_sent else ""
     return (
         f"{files(event.files)} done{failed}; of {human_bytes(event.bytes_total)}, "
@@ -111,9 +114,14 @@ def entry_line(event: EntryEnded) -> str:
 
 
 class Output:
-    """A text stream that may go away at any time; writing to it then does nothing, and raises nothing."""
+    """A text stream that may go away at any time; writing to it then does nothing, and raises nothing.
+
+    Attributes:
+        failure: why it went away.
+    """
 
     def __init__(self, stream: TextIO | None) -> None:
+        self.failure: Exception | None = None
         self._stream = stream  # None: Python found the descriptor closed when it started
 
     @property
@@ -135,8 +143,9 @@ class Output:
             try:
                 self._stream.write(text)
                 self._stream.flush()
-            except (OSError, ValueError):
+            except (OSError, ValueError) as error:
                 self._give_up(self._stream)
+                self.failure = error
         return len(text)
 
     def flush(self) -> None:
@@ -337,7 +346,10 @@ class Report:
 
     def __call__(self, event: Event) -> None:
         if self._json is not None and self._due(event):
+            lost = self._json.failure
             self._json.write(json.dumps(event.as_json()) + "\n")
+            if self._json.failure is not lost:
+                self._complain(f"the JSON cannot be written, and nothing more of it follows: {self._json.failure}")
         if not isinstance(event, Progress):
             self._show_failure(event)
         match event:
@@ -400,7 +412,8 @@ class Report:
         """Report the last entry that failed, unless its failure is the run's: then the last line says it."""
         failure, self._failure = self._failure, None
         if failure is not None and not (isinstance(following, Finished) and failure.message in following.message):
-            self._complain(f"{printable(failure.path)}: {printable(failure.message)}")
+            path, why = printable(failure.path), printable(failure.message)
+            self._complain(why if why.startswith(path + ":") else f"{path}: {why}")
 
     def _retry(self, event: Retry) -> None:
         self._sessions.clear()

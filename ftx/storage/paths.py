@@ -187,6 +187,7 @@ class Root:
         self.path = path
         self._lock = threading.Lock()
         self._durable: set[tuple[bytes, ...]] = set()  # folders in which no folder was made since they were synced
+        self._made = 0  # folders, by this process
 
     def close(self) -> None:
         fd, self.fd = self.fd, -1
@@ -229,6 +230,7 @@ class Root:
         Folder(fd).make_writable()
         with self._lock, suppress(FileExistsError):  # another session or process was faster
             self._durable.discard(above)
+            self._made += 1
             disk.make_folder(part, mode, folder=fd)
         return disk.open_folder(part, folder=fd)
 
@@ -256,14 +258,29 @@ class Root:
         """
         disk.sync_folder(folder.fd)
         with self._lock:
-            for depth in range(len(parts) - 1, -1, -1):
-                if parts[:depth] in self._durable:
-                    continue
-                with self.folder(parts[:depth]) as above:
+            made = self._made
+            left = [depth for depth in range(len(parts)) if parts[:depth] not in self._durable]
+        if not left:
+            return
+        unsynced = set(left)
+        # One walk, and no lock while the disk works: a path may have thousands of components (G9).
+        above = self.folder(())
+        try:
+            for depth in range(left[-1] + 1):
+                if depth:
+                    below = Folder(disk.open_folder(parts[depth - 1], folder=above.fd))
+                    os.close(above.fd)
+                    above = below
+                if depth in unsynced:
                     disk.sync_folder(above.fd)
-                if len(self._durable) >= MAX_DURABLE:
-                    self._durable.clear()  # G8: syncing again costs little
-                self._durable.add(parts[:depth])
+        finally:
+            os.close(above.fd)
+        with self._lock:
+            if self._made != made:
+                return  # a folder that was made meanwhile may not be covered
+            if len(self._durable) + len(left) > MAX_DURABLE:
+                self._durable.clear()  # G8: syncing again costs little
+            self._durable.update(parts[:depth] for depth in left[:MAX_DURABLE])
 
 
 def _make_all(path: Path) -> None:

@@ -113,7 +113,7 @@ class Whole(InUse):
                 disk.truncate(fd, entry.size)
             disk.set_times(fd, entry.mtime_ns)
             disk.set_mode(fd, entry.mode)
-            if self._scratch.together:
+            if self._scratch.together and entry.mode & 0o400:  # what its owner may not read cannot be opened again
                 pass
             elif self._scratch.keep_open():
                 self.fd, fd = fd, -1
@@ -175,12 +175,17 @@ class Scratch:
                 self._name = secrets.token_hex(16).encode() + SUFFIX
                 with self._root.own_folder() as own:
                     disk.make_folder(self._name, 0o700, folder=own.fd)
-                    with suppress(FileNotFoundError):
+                    try:
                         folder = Folder(disk.open_folder(self._name, folder=own.fd))
-                        if disk.lock(folder.fd) and os.fstat(folder.fd).st_nlink:
-                            self._folder = folder
-                        else:
-                            os.close(folder.fd)
+                    except FileNotFoundError:
+                        continue
+                    except OSError:
+                        disk.remove_folder(self._name, folder=own.fd)
+                        raise
+                    if disk.lock(folder.fd) and os.fstat(folder.fd).st_nlink:
+                        self._folder = folder
+                    else:
+                        os.close(folder.fd)
             if self._together is None:
                 self._together = _syncs_together(self._folder.fd)
             return self._folder

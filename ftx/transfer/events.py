@@ -182,7 +182,11 @@ class SessionEnd(Event):
 
 @dataclass(frozen=True, slots=True)
 class Finished(Event):
-    """Last of all. ``files`` ended well, of which ``skipped`` needed nothing; ``code`` is the exit code."""
+    """Last of all. ``files`` ended well, of which ``skipped`` needed nothing; ``code`` is the exit code.
+
+    Of those skipped, ``kept`` are different there, and the receiver keeps what it has. ``left_out`` counts what is
+    never sent, and is part of nothing else: sockets, devices, names that are ftx's own.
+    """
 
     type: ClassVar[str] = "finished"
     code: int
@@ -194,6 +198,8 @@ class Finished(Event):
     bytes_sent: int = 0
     bytes_reused: int = 0
     seconds: float = 0.0
+    kept: int = 0
+    left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)

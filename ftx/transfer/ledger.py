@@ -117,7 +117,7 @@ class Ledger:
     def _folder(self, message: m.Folder, unsaid: int) -> list[Action]:
         if message.first <= self._highest:
             raise ProtocolError(f"entry id {message.first} was used before")
-        if message.first + len(message.entries) > 2**63:
+        if message.first + max(1, len(message.entries)) > 2**63:
             raise ProtocolError(f"entry ids from {message.first} on do not fit into their field")
         if len(self._live) + unsaid + len(message.entries) > self._window:
             raise ProtocolError(f"more than {self._window} entries outstanding")
@@ -465,6 +465,13 @@ class Ledger:
         """A live entry; None when it has ended."""
         with self._lock:
             return self._get(entry_id)
+
+    def give_up(self) -> None:
+        """The session is over: what has not ended was offered for another one."""
+        with self._lock:
+            for live in self._live.values():
+                if live.entry.kind is Kind.FILE:
+                    self.bytes_offered -= live.entry.size
 
     def coming(self) -> int:
         """Entries that have not ended and wait for nothing but their turn."""

@@ -96,7 +96,8 @@ class Looker:
             except queue.Empty:
                 if self._under_way.empty:
                     try:
-                        self._room.wait(error, b"", look_again)
+                        # What needs nothing is answered also where there is no room at all.
+                        self._room.wait(error, b"", look_again, reserve=False)
                     except NoSpace:
                         look_again()  # nobody makes room: the answer is no, if anybody waits for one
                 continue

@@ -279,6 +279,7 @@ class Receiver:
             self._events.put(events.SessionUp(session.id, address, False, lanes))
             self._run(session)
         finally:
+            work.ledger.give_up()
             with self._lock:  # in one step: it counts as under way or as over, never as both
                 del self._sessions[session.job]
                 self._all.add(work.ledger)

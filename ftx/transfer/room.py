@@ -66,8 +66,14 @@ class Room:
                 raise failure from error
             self.wait(failure, path, action, *args)
 
-    def wait(self, error: NoSpace, path: bytes, action: Callable[..., None], *args: Any) -> None:
-        """There was no space for ``action``: pause until it can be done. Who gave up once does not wait again."""
+    def wait(
+        self, error: NoSpace, path: bytes, action: Callable[..., None], *args: Any, reserve: bool = True
+    ) -> None:
+        """There was no space for ``action``: pause until it can be done. Who gave up once does not wait again.
+
+        Args:
+            reserve: it is not tried while that is touched.
+        """
         if self._given_up:
             raise error
         give_up_s = time.monotonic() + self._give_up_s
@@ -81,7 +87,8 @@ class Room:
                 if self._over.wait(ROOM_S):
                     raise LinkLost("the session is over")  # which is no failure of what waited
                 try:
-                    self._store.check_reserve()
+                    if reserve:
+                        self._store.check_reserve()
                     with disk.destination_errors(path):
                         action(*args)
                     return

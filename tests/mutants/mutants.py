@@ -480,7 +480,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("G5",),
         "ftx/storage/commit.py",
         "        try:\n            scratch.sync_all()",
-        "",
+        "        try:\n            pass",
         "tests/storage/test_scratch.py::test_g5_names_are_synced_together_behind_the_last_of_them",
     ),
     Mutant(

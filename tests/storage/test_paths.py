@@ -33,6 +33,7 @@ from tests.storage.support import (
     look,
     names,
     ready,
+    record,
     snapshot,
     untouched,
 )
@@ -589,7 +590,7 @@ def _folders_synced(root: Root, parts: tuple[bytes, ...], patch: pytest.MonkeyPa
 
 
 def test_g5_every_folder_up_to_the_root_is_synced(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _folders_synced(root, (b"a", b"b", b"c"), monkeypatch) == ["a/b/c", "a/b", "a", "."]
+    assert _folders_synced(root, (b"a", b"b", b"c"), monkeypatch) == ["a/b/c", ".", "a", "a/b"]
     # Once that is so, only the folder that gets a new name matters.
     assert _folders_synced(root, (b"a", b"b", b"c"), monkeypatch) == ["a/b/c"]
     assert _folders_synced(root, (b"a", b"b", b"d"), monkeypatch) == ["a/b/d", "a/b"]
@@ -600,7 +601,7 @@ def test_g5_folders_that_a_killed_run_made_are_synced_too(
     root: Root, into: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (into / "a" / "b").mkdir(parents=True)
-    assert _folders_synced(root, (b"a", b"b"), monkeypatch) == ["a/b", "a", "."]
+    assert _folders_synced(root, (b"a", b"b"), monkeypatch) == ["a/b", ".", "a"]
 
 
 def test_g5_a_folder_whose_sync_failed_is_synced_again(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -608,7 +609,7 @@ def test_g5_a_folder_whose_sync_failed_is_synced_again(root: Root, monkeypatch: 
         fail_once(monkeypatch, "sync_folder", at=2)
         with pytest.raises(OSError, match="Input/output"):
             root.sync((b"a", b"b"), folder)
-    assert _folders_synced(root, (b"a", b"b"), monkeypatch) == ["a/b", "a", "."]
+    assert _folders_synced(root, (b"a", b"b"), monkeypatch) == ["a/b", ".", "a"]
 
 
 def test_g8_what_is_remembered_of_folders_is_bounded(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -689,3 +690,30 @@ def test_errors_name_the_path_and_the_reason() -> None:
         with pytest.raises(kind, match=f"^a/b: .*{text}") as caught, disk.destination_errors(b"a/b"):
             raise OSError(number, os.strerror(number))
         assert caught.value.exit_code == 7
+
+
+def test_g9_nobody_waits_while_folders_are_synced(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another session makes folders meanwhile; what is made then is synced the next time."""
+    parts = (b"a", b"b")
+    free: list[bool] = []
+
+    def sync_folder(fd: int) -> None:
+        free.append(root._lock.acquire(blocking=False))
+        if free[-1]:
+            root._lock.release()
+        with root.folder((b"a", b"%d" % len(free)), make=True):
+            pass
+
+    with root.folder(parts, make=True) as folder, monkeypatch.context() as patch:
+        patch.setattr(disk, "sync_folder", sync_folder)
+        root.sync(parts, folder)
+    assert free == [True, True, True]
+    assert _folders_synced(root, parts, monkeypatch) == ["a/b", ".", "a"]
+
+
+def test_g9_a_deep_path_is_walked_once(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = (b"d",) * 200
+    with root.folder(parts, make=True) as folder:
+        calls = record(monkeypatch, "open_folder")
+        root.sync(parts, folder)
+    assert len(calls) < len(parts)

@@ -18,7 +18,7 @@ from ftx.storage import commit, disk, scratch
 from ftx.storage.partial import SyncFailed
 from ftx.storage.paths import Root
 from ftx.storage.scratch import GROUP_LEAST, Scratch, Whole
-from tests.storage.support import MTIME_NS, TAG, XXH3, before_call, fail_once, names, record
+from tests.storage.support import MTIME_NS, TAG, XXH3, before_call, fail_once, in_child, names, record
 from tests.support.folding import FoldedNames
 
 DATA = b"small"
@@ -235,3 +235,23 @@ def test_g1_of_two_folders_that_fold_the_second_is_refused(
     assert first == b"Sub"
     assert isinstance(second, NameRefused)
     assert stat.S_IMODE((into / "Sub").stat().st_mode) == 0o700
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: becomes another user")
+def test_g5_what_its_owner_may_not_read_is_synced_too(shm: Path) -> None:
+    """With a few, each is synced by itself; root may read everything."""
+    into = shm / "into"
+    into.mkdir()
+    os.chown(into, 65534, 65534)
+
+    def work() -> None:
+        root = Root(into)
+        folder = Scratch(root, durable=True)
+        entry = Entry(1, Kind.FILE, b"file", len(DATA), len(DATA), 0o000, MTIME_NS, TAG)
+        whole = Whole(folder, entry, XXH3)
+        whole.write(0, DATA)
+        assert commit.publish_group(root, folder, [whole], Policy.REPLACE, fsync=True) == [(whole, b"file")]
+
+    shm.chmod(0o755)
+    assert in_child(work, uid=65534) == 0
+    assert (into / "file").read_bytes() == DATA
