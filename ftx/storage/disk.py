@@ -210,6 +210,23 @@ def give_owner_access(fd: int, mode: int) -> None:
     os.fchmod(fd, stat.S_IMODE(mode) | 0o700)
 
 
+def set_mode_of(name: bytes, mode: int, *, folder: int) -> None:
+    """``chmod`` of a file or folder of this user that it may not even open; never through a link. Only on Linux.
+
+    Raises:
+        PermissionError: it is not this user's, or the system is another.
+    """
+    if not hasattr(os, "O_PATH"):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        if os.fstat(fd).st_uid != os.geteuid():
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        os.chmod(f"/proc/self/fd/{fd}", mode & 0o777)  # the descriptor, not a path
+    finally:
+        os.close(fd)
+
+
 def make_writable(name: bytes, *, folder: int) -> None:
     """Let this user write to a file of its own again. PermissionError if that cannot be had."""
     fd = open_at(name, os.O_RDONLY, folder=folder)

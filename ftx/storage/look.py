@@ -134,7 +134,11 @@ def _look(folder: Folder, name: bytes, entry: Entry, policy: Policy) -> SkipReas
 
 
 def _set_mode(folder: Folder, name: bytes, mode: int) -> None:
-    fd = disk.open_at(name, os.O_RDONLY, folder=folder.fd)
+    try:
+        fd = disk.open_at(name, os.O_RDONLY, folder=folder.fd)
+    except PermissionError:
+        disk.set_mode_of(name, mode, folder=folder.fd)
+        return
     try:
         disk.set_mode(fd, mode)
     finally:

@@ -216,7 +216,12 @@ class Root:
 
     def _enter(self, fd: int, part: bytes, above: tuple[bytes, ...], mode: int | None) -> int:
         try:
-            below = disk.open_folder(part, folder=fd)
+            try:
+                below = disk.open_folder(part, folder=fd)
+            except PermissionError:
+                # Its source is closed to its owner too. Its own entry, the last, makes it so again.
+                disk.set_mode_of(part, 0o700, folder=fd)
+                below = disk.open_folder(part, folder=fd)
         except FileNotFoundError:
             if mode is None:
                 raise

@@ -311,6 +311,8 @@ class Receiver:
                     raise Superseded(SUPERSEDED)  # it did not hear it, and is back
                 older = self._sessions.get(session.job)
                 if older is None:
+                    if any(other.id == session.id for (owner, _), other in self._sessions.items() if owner == peer):
+                        raise Refused("there is such a session already")
                     if not self._sessions:
                         self._recent = _Totals()
                     self._sessions[session.job] = session

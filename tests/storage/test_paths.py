@@ -717,3 +717,37 @@ def test_g9_a_deep_path_is_walked_once(root: Root, monkeypatch: pytest.MonkeyPat
         calls = record(monkeypatch, "open_folder")
         root.sync(parts, folder)
     assert len(calls) < len(parts)
+
+
+@NEEDS_ROOT
+@pytest.mark.parametrize("mode", [0o311, 0o000, 0o444])
+def test_a_folder_that_its_owner_may_not_open_is_entered(shm: Path, mode: int) -> None:
+    """Its source is so, and so is it when it is complete; the next night something is to go into it again."""
+    into = shm / "into"
+    (into / "closed" / "below").mkdir(parents=True)
+    for path in (into, into / "closed", into / "closed" / "below"):
+        os.chown(path, 65534, 65534)
+    (into / "closed").chmod(mode)
+    shm.chmod(0o755)
+
+    def work() -> None:
+        with Root(into).folder((b"closed", b"below")):
+            pass
+
+    assert in_child(work, uid=65534) == 0
+
+
+@NEEDS_ROOT
+def test_g6_another_users_folder_is_not_opened_up(shm: Path) -> None:
+    into = shm / "into"
+    (into / "closed" / "below").mkdir(parents=True)
+    os.chown(into, 65534, 65534)
+    (into / "closed").chmod(0o700)
+    shm.chmod(0o755)
+
+    def work() -> None:
+        with pytest.raises(PermissionError):
+            Root(into).folder((b"closed", b"below"))
+
+    assert in_child(work, uid=65534) == 0
+    assert (into / "closed").stat().st_mode & 0o777 == 0o700
