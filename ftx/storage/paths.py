@@ -219,8 +219,10 @@ class Root:
             try:
                 below = disk.open_folder(part, folder=fd)
             except PermissionError:
-                # Its source is closed to its owner too. Its own entry, the last, makes it so again.
-                disk.set_mode_of(part, 0o700, folder=fd)
+                # It or what it is in is closed to its owner at the source too; its own entry, the last, makes it so again.
+                Folder(fd).make_writable()
+                if disk.look(part, folder=fd) is not None:
+                    disk.set_mode_of(part, 0o700, folder=fd)
                 below = disk.open_folder(part, folder=fd)
         except FileNotFoundError:
             if mode is None:
