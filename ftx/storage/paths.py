@@ -219,7 +219,7 @@ class Root:
             try:
                 below = disk.open_folder(part, folder=fd)
             except PermissionError:
-                # It or what it is in is closed to its owner at the source too; its own entry, the last, makes it so again.
+                # It, or what it is in, is closed to its owner, as at the source; its own entry makes it so again.
                 Folder(fd).make_writable()
                 if disk.look(part, folder=fd) is not None:
                     disk.set_mode_of(part, 0o700, folder=fd)

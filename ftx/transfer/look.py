@@ -18,7 +18,11 @@ from ftx.transfer.actions import FRESH, SMALL, Leave, Make, Reject, Take, Verdic
 from ftx.transfer.room import Room
 from ftx.transfer.underway import UnderWay
 
-TICK_S = 0.2
+TICK_S = 0.05
+#: Partials that one session has open, with three descriptors each (G8); further offers wait.
+MAX_PARTIALS = 64
+#: Not an answer: the entry is looked at again when others have ended.
+LATER = Reject(0, "too many are open")
 
 
 class Looker:
@@ -46,6 +50,8 @@ class Looker:
         self._policy = policy
         self._digest = digest
         self._fsync = fsync
+        self._later: list[Sequence[Entry]] = []  # batches that wait
+        self._full = NoSpace("")  # what the last that found no room was told
 
     def run(
         self,
@@ -56,54 +62,66 @@ class Looker:
         """See what the disk has for each offer, folder by folder, until there comes None.
 
         A pause holds every entry of the session. So what finds no room waits behind all others, and the session
-        pauses when nothing else is left to do.
+        pauses when nothing else is left to do. What would take too many descriptors waits until others have ended.
         """
-        full: list[Sequence[Entry]] = []
-        error = NoSpace("")
-
-        def look(entries: Sequence[Entry]) -> None:
-            nonlocal error
-            now: list[tuple[int, Verdict]] = []
-            later: list[Entry] = []
-            for entry, found in zip(entries, self.verdicts(entries), strict=True):
-                if isinstance(found[1], Reject) and found[1].code == NoSpace.wire and self._room.patient:
-                    error = NoSpace(found[1].message)
-                    later.append(entry)
-                else:
-                    now.append(found)
-            if now:
-                answer(now)
-            if later:
-                full.append(later)
-
-        def look_again() -> None:
-            """At all that found no room, and at what came meanwhile."""
-            again = full[:]
-            full.clear()
-            for entries in again:
-                look(entries)
-            while not offers.empty():
-                if (new := offers.get()) is None:
-                    offers.put(None)
-                    break
-                look(new)
-            if full and self._under_way.empty:
-                raise error
-
         while not stopped():
             try:
-                entries = offers.get(timeout=TICK_S if full else None)
+                entries = offers.get(timeout=TICK_S if self._later else None)
             except queue.Empty:
-                if self._under_way.empty:
-                    try:
-                        # What needs nothing is answered also where there is no room at all.
-                        self._room.wait(error, b"", look_again, reserve=False)
-                    except NoSpace:
-                        look_again()  # nobody makes room: the answer is no, if anybody waits for one
+                if not self._under_way.empty:
+                    if self._under_way.count <= MAX_PARTIALS // 2:
+                        self._look_again(answer)
+                    continue
+                try:
+                    # What needs nothing is answered also where there is no room at all.
+                    self._room.wait(self._full, b"", self._look_until_room, offers, answer, reserve=False)
+                except NoSpace:
+                    self._look_again(answer)  # nobody makes room: the answer is no, if anybody waits for one
                 continue
             if entries is None:
                 return
-            look(entries)
+            self._look(entries, answer)
+
+    def _look(self, entries: Sequence[Entry], answer: Callable[[list[tuple[int, Verdict]]], None]) -> None:
+        now: list[tuple[int, Verdict]] = []
+        later: list[Entry] = []
+        for entry, (_, verdict) in zip(entries, self.verdicts(entries), strict=True):
+            if isinstance(verdict, Reject) and verdict.code == NoSpace.wire and self._room.patient:
+                self._full = NoSpace(verdict.message)
+                later.append(entry)
+            elif verdict is LATER:
+                later.append(entry)
+            else:
+                now.append((entry.id, verdict))
+        if now:
+            answer(now)
+        if later:
+            self._later.append(later)
+
+    def _look_again(self, answer: Callable[[list[tuple[int, Verdict]]], None]) -> None:
+        """At all that waits."""
+        again, self._later = self._later, []
+        for entries in again:
+            self._look(entries, answer)
+
+    def _look_until_room(
+        self,
+        offers: queue.SimpleQueue[Sequence[Entry] | None],
+        answer: Callable[[list[tuple[int, Verdict]]], None],
+    ) -> None:
+        """In a pause: at all that waits, and at what comes meanwhile.
+
+        Raises:
+            NoSpace: there is nothing to do but to wait on.
+        """
+        self._look_again(answer)
+        while not offers.empty():
+            if (entries := offers.get()) is None:
+                offers.put(None)
+                break
+            self._look(entries, answer)
+        if self._later and self._under_way.empty:
+            raise self._full
 
     def verdicts(self, entries: Sequence[Entry]) -> list[tuple[int, Verdict]]:
         """What there is for each of these entries of one folder, by their ids."""
@@ -136,6 +154,8 @@ class Looker:
             partial = self._open(target, entry, has_partial=has_partial)
         except FtxError as error:
             return Reject(error.wire, str(error))
+        if partial is None:
+            return LATER
         self._under_way.add(entry.id, partial)
         if entry.kind is not Kind.FILE:
             return Make()
@@ -143,12 +163,17 @@ class Looker:
             return FRESH
         return Take(partial.held, partial.doubted, partial.digests)
 
-    def _open(self, target: Target, entry: Entry, *, has_partial: bool) -> Partial | Whole:
-        """Where an entry is to be written. What is small needs no journal: nothing of it is worth resuming."""
+    def _open(self, target: Target, entry: Entry, *, has_partial: bool) -> Partial | Whole | None:
+        """Where an entry is to be written; None if it must wait.
+
+        What is small needs no journal: nothing of it is worth resuming.
+        """
         if entry.kind is Kind.FOLDER:
             return Whole(self._under_way.scratch, entry, self._digest)
         small = entry.size <= SMALL or entry.kind is Kind.SYMLINK or Grid.of(entry.size).count <= 1
         if not small or has_partial or not target.takes_renames(entry.path):
+            if self._under_way.count >= MAX_PARTIALS:
+                return None
             if entry.kind is Kind.SYMLINK:
                 raise DestinationError(f"{disk.show(entry.path)}: a link on another file system than the destination")
             return self._store.open(self._peer, entry, self._digest)

@@ -66,9 +66,7 @@ class Room:
                 raise failure from error
             self.wait(failure, path, action, *args)
 
-    def wait(
-        self, error: NoSpace, path: bytes, action: Callable[..., None], *args: Any, reserve: bool = True
-    ) -> None:
+    def wait(self, error: NoSpace, path: bytes, action: Callable[..., None], *args: Any, reserve: bool = True) -> None:
         """There was no space for ``action``: pause until it can be done. Who gave up once does not wait again.
 
         Args:

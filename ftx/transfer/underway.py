@@ -21,6 +21,7 @@ class UnderWay:
         self.store = store
         self.scratch = scratch
         self._open: dict[int, Partial | Whole] = {}
+        self.count = 0  # of the partials among them
         self._over = False
         self._lock = threading.Lock()
 
@@ -28,6 +29,7 @@ class UnderWay:
         """Have this from now on; let go of it at once if nobody waits for it any more, because the disk was slow."""
         with self._lock:
             self._open[entry_id] = partial
+            self.count += isinstance(partial, Partial)
             over = self._over
         if over:
             self.release(entry_id)
@@ -47,7 +49,9 @@ class UnderWay:
     def pop(self, entry_id: int) -> Partial | Whole | None:
         """Take it out; ``let_go`` is the caller's to call."""
         with self._lock:
-            return self._open.pop(entry_id, None)
+            partial = self._open.pop(entry_id, None)
+            self.count -= isinstance(partial, Partial)
+            return partial
 
     def release(self, entry_id: int) -> None:
         """The entry ended without being published: a partial is kept, for another session."""

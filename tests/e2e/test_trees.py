@@ -20,7 +20,8 @@ import pytest
 
 from ftx import api
 from ftx.options import Exists
-from ftx.transfer import events
+from ftx.transfer import events, look
+from ftx.transfer.underway import UnderWay
 from tests.support.files import MIB, fill, journals, partials, settled
 from tests.support.local import LocalReceiver
 from tests.support.process import Process, Receiver, send, sender
@@ -569,6 +570,30 @@ def test_who_does_not_ask_for_all_is_told_of_what_failed_alone(base: Path) -> No
     for told in (found, receiver.events):
         assert {path: event.code for path, event in entries(told).items()} == {b"top/a": 7}
         assert any(isinstance(event, events.Finished) for event in told)
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_g8_few_partials_are_open_at_a_time(base: Path, monkeypatch: pytest.MonkeyPatch, lanes: int) -> None:
+    """However many files are offered; and what is small does not wait for them."""
+    monkeypatch.setattr(look, "MAX_PARTIALS", 2)
+    most = 0
+    add = UnderWay.add
+
+    def added(under_way: UnderWay, *args: Any) -> None:
+        nonlocal most
+        add(under_way, *args)
+        most = max(most, under_way.count)
+
+    monkeypatch.setattr(UnderWay, "add", added)
+    top = base / "top"
+    top.mkdir()
+    for number in range(9):
+        fill(top / f"large{number}", MIB + number, number)
+        fill(top / f"small{number}", number, number)
+    with LocalReceiver(base) as receiver:
+        assert run(base, receiver.port, top, lanes=lanes).code == 0
+        assert_same(top, receiver.into / "top")
+    assert most == 2
 
 
 @needs_root
