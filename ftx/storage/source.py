@@ -27,7 +27,8 @@ class Place:
     """Where the paths of sources begin: a folder that is held open, so that renaming it away changes nothing.
 
     Attributes:
-        fd: its descriptor; None for the current folder of the process.
+        fd: its descriptor; None for the current folder of the process, -1 when it is closed. A thread that is left
+            behind then finds nothing, where None would lead it to the current folder.
         path: as the user named it, for messages.
         identity: of this sender, for source tags.
         digest: of chunks in this run.
@@ -43,9 +44,9 @@ class Place:
         self.lock = threading.Lock()  # one for all its sources: there are many, and what it covers is short
 
     def close(self) -> None:
-        if self.fd is not None:
-            os.close(self.fd)
-            self.fd = None
+        fd, self.fd = self.fd, -1
+        if fd is not None and fd >= 0:
+            os.close(fd)
 
 
 class Source:

@@ -654,3 +654,19 @@ def test_a_folder_that_is_renamed_under_the_walk_is_still_the_one_meant(settled:
     one.rest()
     for place in places:
         place.close()
+
+
+def test_g6_whoever_is_late_at_a_closed_place_is_not_led_to_the_current_folder(
+    settled: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "f").write_bytes(b"meant")
+    monkeypatch.chdir(tmp_path / "tree")
+    place = Place(os.fsencode(tmp_path / "tree"), IDENTITY, XXH3, os.open(tmp_path / "tree", os.O_RDONLY))
+    one = Source(place, b"f", b"tree", b"f", os.stat("f"))
+    assert read_small(one) == b"meant"
+    place.close()
+    place.close()
+    for attempt in (lambda: read(one, 0), lambda: read_small(one)):
+        with pytest.raises(SourceError, match="Bad file descriptor"):
+            attempt()

@@ -121,6 +121,8 @@ def test_g2_g11_what_a_stuck_scan_finds_belongs_to_the_next_session(
     assert Counter(event.path for event in ended) == ENTRIES
     assert (finished.code, finished.failed) == (0, 0)
     assert (shm / "into" / "tree" / "below" / "f").read_bytes() == (tree / "below" / "f").read_bytes()
+    for folder in ("tree", "tree/below"):
+        assert (shm / "into" / folder).stat().st_mtime_ns == (shm / folder).stat().st_mtime_ns
 
 
 def let_go_at_the_last_report(monkeypatch: pytest.MonkeyPatch, stuck: StuckOnce, when: str) -> threading.Event:
