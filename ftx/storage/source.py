@@ -148,11 +148,22 @@ class Source:
     def _begin(self) -> int:
         """Its descriptor, opened if need be; ``_end`` must follow."""
         with self._place.lock:
-            if self._fd < 0:
-                self._fd = self._open()
             self._users += 1
             self._resting = False
-            return self._fd
+            if self._fd >= 0:
+                return self._fd
+        try:
+            opened = self._open()  # by whoever finds it closed: nobody waits for a disk under the lock
+        except BaseException:
+            self._end()
+            raise
+        with self._place.lock:
+            if self._fd < 0:
+                self._fd = opened
+                return opened
+            fd = self._fd
+        os.close(opened)
+        return fd
 
     def _open(self) -> int:
         # Only now that it is read: an offer costs no descriptor. What is opened must be what was offered, so a link
@@ -173,20 +184,27 @@ class Source:
     def _end(self) -> None:
         with self._place.lock:
             self._users -= 1
-            if self._resting and not self._users:
-                self._close()
+            unused = self._unused()
+        self._close(unused)
 
     def rest(self) -> None:
-        """Nothing more is to be read for now: close it, as soon as nobody reads."""
+        """Nothing more is to be read for now: close it, as soon as nobody reads. Waits for nobody who does."""
         with self._place.lock:
             self._resting = True
-            if not self._users:
-                self._close()
+            unused = self._unused()
+        self._close(unused)
 
-    def _close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+    def _unused(self) -> int:
+        """The descriptor, taken out, if it is to be closed; -1 if not."""
+        if self._users or not self._resting:
+            return -1
+        fd, self._fd = self._fd, -1
+        return fd
+
+    @staticmethod
+    def _close(fd: int) -> None:
+        if fd >= 0:
+            os.close(fd)
 
     def holes(self) -> RangeSet:
         """The chunks that lie wholly in holes: they are never read, sent or allocated."""

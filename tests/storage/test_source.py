@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,7 @@ from ftx.storage.source import Place, Source
 from tests.storage.support import CHUNK, MTIME_NS, NEEDS_ROOT, XXH3, chunk, content, entry, fail_once, in_child
 
 IDENTITY = b"i" * 32
+PATIENCE_S = 10
 WHAT = entry(size=3 * CHUNK + 100)
 
 
@@ -512,6 +515,94 @@ def test_a_source_is_closed_behind_whoever_reads(opened: Source, file: Path, mon
 
     monkeypatch.setattr(disk, "read_at", resting)
     assert read(opened, 1) == chunk(1, WHAT)
+    assert descriptors(file) == 0
+
+
+@pytest.mark.parametrize("call", ["open", "fstat", "close"])
+def test_g9_a_source_whose_disk_is_stuck_holds_no_other_up(
+    settled: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Nor whoever only lets go of it. Sources are many, and have one lock."""
+    for name in ("stuck", "other"):
+        (tmp_path / "tree").mkdir(exist_ok=True)
+        (tmp_path / "tree" / name).write_bytes(b"contents")
+    places: list[Place] = []
+    other, stuck, *_ = scan.walk([os.fsencode(tmp_path / "tree")], IDENTITY, XXH3, places)
+    assert isinstance(stuck, Source) and isinstance(other, Source)
+    if call == "close":
+        read(stuck, 0)
+    inside, go_on = threading.Event(), threading.Event()
+    real = getattr(os, call)
+    once = iter([True])
+
+    def waiting(*args: Any, **kwargs: Any) -> Any:
+        if threading.current_thread() is reader and next(once, False):
+            inside.set()
+            assert go_on.wait(PATIENCE_S)
+        return real(*args, **kwargs)
+
+    reader = threading.Thread(target=stuck.rest if call == "close" else lambda: read(stuck, 0))
+    others: list[bytes] = []
+
+    def meanwhile() -> None:
+        stuck.rest()
+        others.append(read(other, 0))
+        other.rest()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, waiting)
+        reader.start()
+        assert inside.wait(PATIENCE_S)
+        another = threading.Thread(target=meanwhile)
+        another.start()
+        another.join(PATIENCE_S / 10)
+        in_time = list(others)
+        go_on.set()
+        reader.join()
+        another.join()
+    assert in_time == [b"contents"]
+    assert descriptors(tmp_path / "tree" / "stuck") == 0
+    for place in places:
+        place.close()
+
+
+def test_a_source_that_two_open_at_once_is_open_once(
+    pinned: Source, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Source._open
+    both = threading.Barrier(2)
+
+    def together(one: Source) -> int:
+        fd = real(one)
+        both.wait(PATIENCE_S)
+        return fd
+
+    got: list[bytes] = []
+    readers = [threading.Thread(target=lambda at=at: got.append(read(pinned, at))) for at in (0, 1)]  # type: ignore[misc]
+    with monkeypatch.context() as patch:
+        patch.setattr(Source, "_open", together)
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+    assert sorted(got) == sorted([chunk(0, WHAT), chunk(1, WHAT)])
+    assert descriptors(file) == 1
+    pinned.rest()
+    assert descriptors(file) == 0
+
+
+def test_a_source_that_could_not_be_opened_can_be_later(
+    pinned: Source, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any, **__: Any) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", failing)
+        with pytest.raises(SourceError):
+            read(pinned, 0)
+    assert read(pinned, 0) == chunk(0, WHAT)
+    pinned.rest()
     assert descriptors(file) == 0
 
 
