@@ -52,6 +52,9 @@ class Place:
 class Source:
     """A pinned file, folder or link. Reading goes by position, so any number of lanes may read it at once.
 
+    It is one look at what the path names, and stays that: whoever works on what was offered keeps the look that was
+    offered, also when there is a newer one (``renewed``).
+
     Args:
         place: where ``path`` begins.
         path: the source's own path.
@@ -77,10 +80,23 @@ class Source:
         self._fd = -1
         self._users = 0
         self._resting = False
-        self.offered: Offered
+        self._info = info
         self._grid: Grid | None = None
         self._digests: ChunkDigests | None = None
-        self._pin(info)
+        kind = _KINDS[stat.S_IFMT(info.st_mode)]
+        size, tag, target = 0, ZERO_TAG, b""
+        self._young = False
+        if kind is Kind.FILE:
+            size = info.st_size
+            self._young = time.time_ns() - max(info.st_ctime_ns, info.st_mtime_ns) < TRUSTED_AGE_NS
+            if not self._young:
+                tag = source_tag(place.identity, info.st_ino, info.st_ctime_ns)
+        elif kind is Kind.SYMLINK:
+            with disk.source_errors(self.path):
+                target = os.readlink(path, dir_fd=place.fd)
+        allocated = min(info.st_blocks * 512, size)
+        mode, mtime_ns = stat.S_IMODE(info.st_mode), info.st_mtime_ns
+        self.offered = Offered(kind, name, size, allocated, mode, mtime_ns, tag, target)
 
     @property
     def path(self) -> bytes:
@@ -105,39 +121,27 @@ class Source:
         """Where it goes, relative to the destination."""
         return self.folder + b"/" + self.name if self.folder else self.name
 
-    def pin(self) -> None:
-        """Take it as it is now. What is known of its chunks is kept if it is the file that it was.
+    def renewed(self) -> Source:
+        """The same path as it is now; this look rests. What is known of its chunks counts on if it is the same file.
+
+        Nobody may note digests for this look any more: they are the new one's.
 
         Raises:
             SourceMissing, SourceError: it is gone, or is something else now.
         """
-        before = self._stamps(self._info)
         self.rest()
         with disk.source_errors(self.path):
             info = os.stat(self._path, dir_fd=self._place.fd, follow_symlinks=self._follow)
         if stat.S_IFMT(info.st_mode) != stat.S_IFMT(self._info.st_mode):
             raise SourceError(f"{disk.show(self.path)}: it is something else than it was")
-        kept = self._digests if self._stamps(info) == before else None
-        self._pin(info)
-        self._digests = kept
+        now = Source(self._place, self._path, self.folder, self.name, info, follow=self._follow)
+        if self._stamps(info) == self._stamps(self._info):
+            now._digests = self._digests
+        return now
 
-    def _pin(self, info: os.stat_result) -> None:
-        self._info = info
-        kind = _KINDS[stat.S_IFMT(info.st_mode)]
-        size, tag, target = 0, ZERO_TAG, b""
-        self._young = False
-        if kind is Kind.FILE:
-            size = info.st_size
-            self._young = time.time_ns() - max(info.st_ctime_ns, info.st_mtime_ns) < TRUSTED_AGE_NS
-            if not self._young:
-                tag = source_tag(self._place.identity, info.st_ino, info.st_ctime_ns)
-        elif kind is Kind.SYMLINK:
-            with disk.source_errors(self.path):
-                target = os.readlink(self._path, dir_fd=self._place.fd)
-        self._grid = self._digests = None
-        allocated = min(info.st_blocks * 512, size)
-        mode, mtime_ns = stat.S_IMODE(info.st_mode), info.st_mtime_ns
-        self.offered = Offered(kind, self.name, size, allocated, mode, mtime_ns, tag, target)
+    def forget(self) -> None:
+        """What is known of its chunks does not count for a later look: it changed, whatever its times say."""
+        self._digests = None
 
     @staticmethod
     def _stamps(info: os.stat_result) -> tuple[int, int, int, int]:

@@ -369,9 +369,17 @@ def test_g11_a_look_that_fails(opened: Source, file: Path, monkeypatch: pytest.M
 
 def test_what_was_read_counts_for_as_long_as_it_is_the_same_file(pinned: Source) -> None:
     pinned.digests.set(1, XXH3.function(chunk(1, WHAT)))
-    pinned.pin()
-    assert list(pinned.digests.known) == [(1, 2)]
-    assert read(pinned, 1) == chunk(1, WHAT)
+    again = pinned.renewed()
+    assert list(again.digests.known) == [(1, 2)]
+    assert read(again, 1) == chunk(1, WHAT)
+    again.rest()
+
+
+def test_g10_what_was_read_does_not_count_once_it_was_found_changed(pinned: Source) -> None:
+    """Also under the same times, which a mapped file, or one that is too young, does not change."""
+    pinned.digests.set(1, XXH3.function(chunk(1, WHAT)))
+    pinned.forget()
+    assert not pinned.renewed().digests.known
 
 
 @pytest.mark.parametrize("name", [name for name, (_, pin) in CHANGES.items() if pin is not Pin.SAME])
@@ -381,20 +389,38 @@ def test_g10_what_was_read_of_another_version_does_not_count(pinned: Source, fil
     CHANGES[name][0](file)
     if not file.exists():
         with pytest.raises(SourceMissing):
-            pinned.pin()
+            pinned.renewed()
         return
-    tag = pinned.offered.tag
-    pinned.pin()
-    assert not pinned.digests.known
-    assert pinned.offered.size == pinned.grid.size == file.stat().st_size
-    assert pinned.offered.tag != tag
+    again = pinned.renewed()
+    assert not again.digests.known
+    assert again.offered.size == again.grid.size == file.stat().st_size
+    assert again.offered.tag != pinned.offered.tag
+
+
+@pytest.mark.parametrize("size", [0, 100, CHUNK + 1, 5 * CHUNK])
+def test_g10_a_newer_look_changes_nothing_for_whoever_uses_the_older_one(opened: Source, file: Path, size: int) -> None:
+    """A lane that is late with a chunk of what was offered reads that, or finds that it changed."""
+    before = opened.offered, opened.grid
+    os.truncate(file, size)
+    again = opened.renewed()
+    assert (opened.offered, opened.grid) == before
+    for index in range(4):
+        if size > WHAT.size:
+            assert read(opened, index) == chunk(index, WHAT)
+        else:
+            with pytest.raises(SourceChanged):
+                read(opened, index)
+    assert again.offered.size == again.grid.size == size
+    for one in (again, opened):
+        one.rest()
+    assert descriptors(file) == 0
 
 
 def test_g11_what_became_a_folder(pinned: Source, file: Path) -> None:
     file.unlink()
     file.mkdir()
     with pytest.raises(SourceError, match="something else"):
-        pinned.pin()
+        pinned.renewed()
 
 
 # --- Reading ---------------------------------------------------------------------------------------------------------
