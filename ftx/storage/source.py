@@ -27,7 +27,8 @@ class Place:
     """Where the paths of sources begin: a folder that is held open, so that renaming it away changes nothing.
 
     Attributes:
-        fd: its descriptor; None for the current folder of the process.
+        fd: its descriptor; None for the current folder of the process, -1 when it is closed. A thread that is left
+            behind then finds nothing, where None would lead it to the current folder.
         path: as the user named it, for messages.
         identity: of this sender, for source tags.
         digest: of chunks in this run.
@@ -43,13 +44,16 @@ class Place:
         self.lock = threading.Lock()  # one for all its sources: there are many, and what it covers is short
 
     def close(self) -> None:
-        if self.fd is not None:
-            os.close(self.fd)
-            self.fd = None
+        fd, self.fd = self.fd, -1
+        if fd is not None and fd >= 0:
+            os.close(fd)
 
 
 class Source:
     """A pinned file, folder or link. Reading goes by position, so any number of lanes may read it at once.
+
+    It is one look at what the path names, and stays that: whoever works on what was offered keeps the look that was
+    offered, also when there is a newer one (``renewed``).
 
     Args:
         place: where ``path`` begins.
@@ -76,10 +80,23 @@ class Source:
         self._fd = -1
         self._users = 0
         self._resting = False
-        self.offered: Offered
+        self._info = info
         self._grid: Grid | None = None
         self._digests: ChunkDigests | None = None
-        self._pin(info)
+        kind = _KINDS[stat.S_IFMT(info.st_mode)]
+        size, tag, target = 0, ZERO_TAG, b""
+        self._young = False
+        if kind is Kind.FILE:
+            size = info.st_size
+            self._young = time.time_ns() - max(info.st_ctime_ns, info.st_mtime_ns) < TRUSTED_AGE_NS
+            if not self._young:
+                tag = source_tag(place.identity, info.st_ino, info.st_ctime_ns)
+        elif kind is Kind.SYMLINK:
+            with disk.source_errors(self.path):
+                target = os.readlink(path, dir_fd=place.fd)
+        allocated = min(info.st_blocks * 512, size)
+        mode, mtime_ns = stat.S_IMODE(info.st_mode), info.st_mtime_ns
+        self.offered = Offered(kind, name, size, allocated, mode, mtime_ns, tag, target)
 
     @property
     def path(self) -> bytes:
@@ -104,39 +121,27 @@ class Source:
         """Where it goes, relative to the destination."""
         return self.folder + b"/" + self.name if self.folder else self.name
 
-    def pin(self) -> None:
-        """Take it as it is now. What is known of its chunks is kept if it is the file that it was.
+    def renewed(self) -> Source:
+        """The same path as it is now; this look rests. What is known of its chunks counts on if it is the same file.
+
+        Nobody may note digests for this look any more: they are the new one's.
 
         Raises:
             SourceMissing, SourceError: it is gone, or is something else now.
         """
-        before = self._stamps(self._info)
         self.rest()
         with disk.source_errors(self.path):
             info = os.stat(self._path, dir_fd=self._place.fd, follow_symlinks=self._follow)
         if stat.S_IFMT(info.st_mode) != stat.S_IFMT(self._info.st_mode):
             raise SourceError(f"{disk.show(self.path)}: it is something else than it was")
-        kept = self._digests if self._stamps(info) == before else None
-        self._pin(info)
-        self._digests = kept
+        now = Source(self._place, self._path, self.folder, self.name, info, follow=self._follow)
+        if self._stamps(info) == self._stamps(self._info):
+            now._digests = self._digests
+        return now
 
-    def _pin(self, info: os.stat_result) -> None:
-        self._info = info
-        kind = _KINDS[stat.S_IFMT(info.st_mode)]
-        size, tag, target = 0, ZERO_TAG, b""
-        self._young = False
-        if kind is Kind.FILE:
-            size = info.st_size
-            self._young = time.time_ns() - max(info.st_ctime_ns, info.st_mtime_ns) < TRUSTED_AGE_NS
-            if not self._young:
-                tag = source_tag(self._place.identity, info.st_ino, info.st_ctime_ns)
-        elif kind is Kind.SYMLINK:
-            with disk.source_errors(self.path):
-                target = os.readlink(self._path, dir_fd=self._place.fd)
-        self._grid = self._digests = None
-        allocated = min(info.st_blocks * 512, size)
-        mode, mtime_ns = stat.S_IMODE(info.st_mode), info.st_mtime_ns
-        self.offered = Offered(kind, self.name, size, allocated, mode, mtime_ns, tag, target)
+    def forget(self) -> None:
+        """What is known of its chunks does not count for a later look: it changed, whatever its times say."""
+        self._digests = None
 
     @staticmethod
     def _stamps(info: os.stat_result) -> tuple[int, int, int, int]:
@@ -147,11 +152,22 @@ class Source:
     def _begin(self) -> int:
         """Its descriptor, opened if need be; ``_end`` must follow."""
         with self._place.lock:
-            if self._fd < 0:
-                self._fd = self._open()
             self._users += 1
             self._resting = False
-            return self._fd
+            if self._fd >= 0:
+                return self._fd
+        try:
+            opened = self._open()  # by whoever finds it closed: nobody waits for a disk under the lock
+        except BaseException:
+            self._end()
+            raise
+        with self._place.lock:
+            if self._fd < 0:
+                self._fd = opened
+                return opened
+            fd = self._fd
+        os.close(opened)
+        return fd
 
     def _open(self) -> int:
         # Only now that it is read: an offer costs no descriptor. What is opened must be what was offered, so a link
@@ -172,20 +188,27 @@ class Source:
     def _end(self) -> None:
         with self._place.lock:
             self._users -= 1
-            if self._resting and not self._users:
-                self._close()
+            unused = self._unused()
+        self._close(unused)
 
     def rest(self) -> None:
-        """Nothing more is to be read for now: close it, as soon as nobody reads."""
+        """Nothing more is to be read for now: close it, as soon as nobody reads. Waits for nobody who does."""
         with self._place.lock:
             self._resting = True
-            if not self._users:
-                self._close()
+            unused = self._unused()
+        self._close(unused)
 
-    def _close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+    def _unused(self) -> int:
+        """The descriptor, taken out, if it is to be closed; -1 if not."""
+        if self._users or not self._resting:
+            return -1
+        fd, self._fd = self._fd, -1
+        return fd
+
+    @staticmethod
+    def _close(fd: int) -> None:
+        if fd >= 0:
+            os.close(fd)
 
     def holes(self) -> RangeSet:
         """The chunks that lie wholly in holes: they are never read, sent or allocated."""

@@ -140,7 +140,13 @@ class SendRun:
         self._check_sources()
         places: list[Place] = []
         walk = scan.walk(self._paths, identity, options.digest, places)
-        self._feed = Feed(walk)
+
+        def close() -> None:
+            walk.close()
+            for place in places:
+                place.close()
+
+        self._feed = Feed(walk, close)
         folder = os.fsencode(options.folder)
         request = m.Open(
             session=bytes(16),
@@ -156,9 +162,7 @@ class SendRun:
         try:
             self._until_done(request, keys, identity)
         finally:
-            walk.close()
-            for place in places:
-                place.close()
+            self._feed.close()
         if self._failure is not None:
             failed, others = self._ended.failed, self._ended.files
             if others:

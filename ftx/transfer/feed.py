@@ -40,12 +40,25 @@ class Item:
 
 
 class Feed:
-    """Hands out what is to be offered, to one session after the other."""
+    """Hands out what is to be offered, to one session after the other.
 
-    def __init__(self, found: Iterator[Found]) -> None:
+    What broken sessions left always goes before what else there is, so that a folder's own entry stays behind what
+    is in it. A thread may be stuck in the walk long after its session has ended; nobody but a later ``take`` waits
+    for it.
+
+    Args:
+        found: the walk.
+        close: ends the walk, and closes what its sources hold open; may be called again.
+    """
+
+    def __init__(self, found: Iterator[Found], close: Callable[[], None] = lambda: None) -> None:
         self._found = found
-        self._again: deque[Item | Found] = deque()
-        self._lock = threading.Lock()
+        self._close_found = close
+        self._walking = threading.Lock()  # held by whoever is in the walk
+        self._again: deque[Item | Found] = deque()  # found by somebody who could not take it; goes with the walk
+        self._lock = threading.Lock()  # covers what was left; never held while a disk is waited for
+        self._left: deque[Item | Found] = deque()
+        self._closed = False
 
     def take(self, most: int, have: Callable[[list[Item] | Found], bool]) -> list[Item] | Found | None:
         """The next entries of one folder, ``most`` at most; or something else that was found; None at the end.
@@ -54,36 +67,66 @@ class Feed:
         slow, what was found stays here and None is returned; meanwhile the next session's take waits.
         """
         with self._lock:
-            found = self._next(most)
-            if found is None or have(found):
-                return found
-            self._again.extendleft(reversed(found) if isinstance(found, list) else [found])
-            return None
-
-    def _next(self, most: int) -> list[Item] | Found | None:
-        first = self._pull()
-        if not isinstance(first, Item):
-            return first
-        items, size = [first], 0
-        while len(items) < min(most, BATCH) and size < BATCH_BYTES:
-            following = self._pull()
-            if following is None:
-                break
-            if not isinstance(following, Item) or following.source.folder != first.source.folder:
-                self._again.appendleft(following)
-                break
-            items.append(following)
-            size += len(following.source.name) + len(following.source.offered.target)
-        return items
-
-    def _pull(self) -> Item | Found | None:
-        found = self._again.popleft() if self._again else next(self._found, None)
-        return Item(found) if isinstance(found, Source) else found
+            if self._left:
+                return _take(self._left, iter(()), most, have)
+        try:
+            with self._walking:
+                return None if self._closed else _take(self._again, self._found, most, have)
+        finally:
+            if self._closed:
+                self._end()
 
     def put_back(self, items: Sequence[Item]) -> None:
         """These come next, in this order."""
-        self._again.extendleft(reversed(items))
+        with self._lock:
+            self._left.extendleft(reversed(items))
 
     def waiting(self) -> list[Item]:
         """What a broken session left."""
-        return [item for item in self._again if isinstance(item, Item)]
+        with self._lock:
+            return [item for item in self._left if isinstance(item, Item)]
+
+    def close(self) -> None:
+        """The run is over. A thread that is still in the walk ends that when it comes out: nobody else can."""
+        self._closed = True
+        self._end()
+
+    def _end(self) -> None:
+        # Whoever holds the lock looks at `_closed` once it has let go of it, and that was set before.
+        if self._walking.acquire(blocking=False):
+            try:
+                self._close_found()
+            finally:
+                self._walking.release()
+
+
+def _take(
+    ready: deque[Item | Found], more: Iterator[Found], most: int, have: Callable[[list[Item] | Found], bool]
+) -> list[Item] | Found | None:
+    found = _next(ready, more, most)
+    if found is None or have(found):
+        return found
+    ready.extendleft(reversed(found) if isinstance(found, list) else [found])
+    return None
+
+
+def _next(ready: deque[Item | Found], more: Iterator[Found], most: int) -> list[Item] | Found | None:
+    first = _pull(ready, more)
+    if not isinstance(first, Item):
+        return first
+    items, size = [first], 0
+    while len(items) < min(most, BATCH) and size < BATCH_BYTES:
+        following = _pull(ready, more)
+        if following is None:
+            break
+        if not isinstance(following, Item) or following.source.folder != first.source.folder:
+            ready.appendleft(following)
+            break
+        items.append(following)
+        size += len(following.source.name) + len(following.source.offered.target)
+    return items
+
+
+def _pull(ready: deque[Item | Found], more: Iterator[Found]) -> Item | Found | None:
+    found = ready.popleft() if ready else next(more, None)
+    return Item(found) if isinstance(found, Source) else found

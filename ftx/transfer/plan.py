@@ -86,6 +86,7 @@ class Plan:
         self._owed = 0  # entries that were withdrawn and not offered anew yet
         self._said_bye = False
         self._bye: m.Bye | None = None
+        self._closed = False
         self.done = self.skipped = self.failed = 0
 
     # --- what the shell puts in ---
@@ -148,6 +149,14 @@ class Plan:
         """A withdrawn entry was offered anew, or could not be: the session does not wait for it any more."""
         with self._lock:
             self._owed -= 1
+
+    def close(self) -> None:
+        """The session is over: what a thread that it left behind brings counts nowhere.
+
+        For what is known of chunks is the next session's, and may only be touched under one lock.
+        """
+        with self._lock:
+            self._closed = True
 
     def small_begun(self, entry_ids: Sequence[int]) -> list[int]:
         """Those of a SendSmall's files that are still to be read: the receiver may have ended others meanwhile."""
@@ -283,8 +292,8 @@ class Plan:
             return []
 
     def _get(self, entry_id: int) -> Sending | None:
-        """A live entry, with all that there is to know of it; None if it has ended."""
-        live = self._live.get(entry_id)
+        """A live entry, with all that there is to know of it; None if it has ended, or the session has."""
+        live = None if self._closed else self._live.get(entry_id)
         if isinstance(live, Small):
             live = self._live[entry_id] = live.grown(self.digest)
             self._file(live)

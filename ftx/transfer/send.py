@@ -10,14 +10,13 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import assert_never
 
 from ftx.errors import FtxError, Interrupted, LinkLost, PeerSilent, SourceChanged, SourceError, from_wire
 from ftx.net.lane import Lane
 from ftx.protocol import messages as m
-from ftx.protocol.manifest import DigestName, Kind, Pin, root_of_one, zero_digest, zeros
+from ftx.protocol.manifest import DigestName, Pin, root_of_one, zero_digest, zeros
 from ftx.protocol.ranges import RangeSet
 from ftx.storage import disk
 from ftx.storage.scan import FolderRead, Found, Odd
@@ -25,6 +24,7 @@ from ftx.storage.source import Source
 from ftx.transfer.actions import SMALL, AnswerDigests, CheckSource, HashChunk, Job, Outcome, Say, SendChunk, SendSmall
 from ftx.transfer.crew import Crew, Stop
 from ftx.transfer.feed import Feed, Item
+from ftx.transfer.offers import Offers
 from ftx.transfer.plan import Offer, Plan
 
 TICK_S = 0.1
@@ -72,14 +72,9 @@ class SendSession:
         self._feed = feed
         self._on_outcome = on_outcome
         self._timeout_s = timeout_s
-        self._items: dict[int, Item] = {}
-        self._withdrawn: deque[Item] = deque()
-        self._late: set[bytes] = set()  # folders into which something comes again, because it changed
-        self._folders: dict[bytes, Item] = {}  # their own entries, once they were answered
-        self._in_hand: Sequence[Item] = ()  # taken from the feed, and not offered yet
+        self._offers = Offers(plan)
         self._outcomes: queue.SimpleQueue[tuple[Item | Odd, Outcome | None]] = queue.SimpleQueue()
-        self._closed = False  # what is under way belongs to the next session
-        self._wake = threading.Condition()
+        self._wake = threading.Condition()  # covers the offers, too; never held while anything is waited for
         self._last_word: m.Error | None = None
         self._quiet = threading.Event()  # lane 1's writer has said its last
         self._crew = Crew("ftx-send", LEAVE_S, self._unblock)
@@ -115,20 +110,12 @@ class SendSession:
 
     def _keep_unfinished(self) -> None:
         """What was under way is offered again in the next session."""
-        for entry_id, item in self._items.items():
-            sent, held = self.plan.moved(entry_id)
-            item.sent += sent
-            item.reused = held if item.reused is None else item.reused
-            if (missing := self.plan.missing(entry_id)) is not None:
-                item.missing = missing if item.missing is None else min(item.missing, missing)
         # A thread that is stuck at a slow disk finds out that it is late, and offers and reports nothing any more.
         with self._wake:
-            self._closed = True
-            unfinished = [*self._withdrawn, *self._items.values(), *self._in_hand, *self._folders.values()]
-        for item in unfinished:
-            item.stale, item.offers = True, 0
-            item.source.rest()
+            unfinished = self._offers.close()
         self._feed.put_back(unfinished)
+        for item in unfinished:
+            item.source.rest()
 
     def _check_alive(self) -> None:
         if self._lane.silent_s > self._timeout_s:
@@ -179,17 +166,12 @@ class SendSession:
         """Offer what there is, folder by folder, as the window allows; and anew what has changed meanwhile."""
         at_end = False
         while (room := self._wait_for_room(at_end=at_end)) > 0:
-            if self._withdrawn:
-                item = self._withdrawn[0]
-                self._offer([item])
-                with self._wake:
-                    self._withdrawn.popleft()
-                    self.plan.offered_again()
-                    self._wake.notify_all()
+            if (again := self._offers.again()) is not None:
+                self._offer([again])
                 continue
             self._let_tell()
             match self._feed.take(room, self._have):
-                case None if self._closed:
+                case None if self._offers.closed:
                     return
                 case None:
                     at_end = True
@@ -206,12 +188,10 @@ class SendSession:
     def _have(self, found: list[Item] | Found) -> bool:
         """Take over what the feed found; False if this session is over, and it is the next one's."""
         with self._wake:
-            if self._closed:
+            if not self._offers.have(found if isinstance(found, list) else ()):
                 return False
             if isinstance(found, Odd):
                 self._tell(found)
-            elif isinstance(found, list):
-                self._in_hand = found
             return True
 
     def _wait_for_room(self, *, at_end: bool) -> int:
@@ -219,7 +199,7 @@ class SendSession:
         with self._wake:
             while not self._crew.stopped:
                 room = self.plan.room()
-                if self._withdrawn and room:
+                if room and self._offers.again() is not None:
                     return room
                 if not at_end and room >= self._batch_least:
                     return room
@@ -227,38 +207,32 @@ class SendSession:
         return 0
 
     def _offer(self, items: Sequence[Item]) -> None:
-        ready: list[Item] = []
-        offers: list[Offer] = []
+        """Offer these, each as it is now. What cannot be read has failed."""
+        ready: list[tuple[Item, Source, Offer]] = []
         failed: list[tuple[Item, Outcome]] = []
+        looked_at: list[Source] = []
         for item in items:
             source = item.source
             try:
                 if item.stale:
-                    source.pin()
-                    item.stale = False
+                    source = source.renewed()
                 offered = source.offered
                 if offered.size <= SMALL:
-                    offers.append((offered, None, None))
-                else:
-                    offers.append((offered, source.holes(), source.digests))
+                    ready.append((item, source, (offered, None, None)))
+                    continue
+                looked_at.append(source)
+                ready.append((item, source, (offered, source.holes(), source.digests)))
             except SourceError as error:
+                source.rest()
                 entry = source.offered.entry(0, source.folder)
                 failed.append((item, Outcome(entry, "failed", error.wire, str(error))))
-            else:
-                ready.append(item)
         with self._wake:
-            if self._closed:
-                return
-            for item, outcome in failed:
+            in_time = self._offers.offer(items, ready)
+            for item, outcome in failed if in_time else ():
                 self._tell(item, outcome)
-            self._in_hand = ()
-            if not ready:
-                return
-            ids = self.plan.offer(items[0].source.folder, offers)
-            for entry_id, item in zip(ids, ready, strict=True):
-                item.offers += 1
-                self._items[entry_id] = item
             self._wake.notify_all()
+        for source in () if in_time else looked_at:
+            source.rest()
 
     def _say(self, message: m.Message) -> None:
         """Have lane 1 send it."""
@@ -275,39 +249,14 @@ class SendSession:
             message, _ = self._lane.receive()
             if isinstance(message, m.Error):
                 raise from_wire(message.code, message.message)
-            ended = []
             with self._wake:
-                for outcome in self.plan.receive(message):
-                    item = self._items.pop(outcome.entry.id)
-                    if outcome.state == "withdrawn":
-                        item.sent += outcome.sent
-                        self._late.add(item.source.folder)
-                        self._withdrawn.append(item)
-                    elif not self._comes_again(item):
-                        ended.append((item, outcome))
+                ended = self._offers.receive(message)
+                for item, outcome in ended:
+                    self._tell(item, outcome)
                 self._wake.notify_all()
-            for item, outcome in ended:
+            for item, _ in ended:
                 item.source.rest()
-                self._tell(item, outcome)
         self._crew.end()
-
-    def _comes_again(self, item: Item) -> bool:
-        """A folder's entry that was answered before what came late into it: its time is not right any more.
-
-        So it is offered anew when that has ended. The answer to the folder comes first, as the offers did.
-        """
-        source = item.source
-        if source.offered.kind is Kind.FOLDER and source.target_path in self._late:
-            self._folders[source.target_path] = item
-            return True
-        if item.offers > 1 and source.offered.kind is not Kind.FOLDER:
-            rest = (*self._items.values(), *self._withdrawn)
-            if not any(other.offers > 1 and other.source.folder == source.folder for other in rest):
-                self._late.discard(source.folder)
-                if (folder := self._folders.pop(source.folder, None)) is not None:
-                    self.plan.owe()
-                    self._withdrawn.append(folder)
-        return False
 
     # --- write ---
 
@@ -347,21 +296,21 @@ class SendSession:
     def _next(self, writer: _Writer) -> Job | None:
         return self.plan.next(control=writer.control, bulk=not writer.control or len(self._lanes) == 1)
 
-    def item(self, entry_id: int) -> Item | None:
-        """The source of a live entry; None if the receiver ended it meanwhile."""
-        return self._items.get(entry_id)
+    def sources(self, entry_ids: Sequence[int]) -> list[Source | None]:
+        """What was offered as these entries; None for one that the receiver has ended meanwhile."""
+        with self._wake:
+            return [self._offers.source(entry_id) for entry_id in entry_ids]
 
     def said(self) -> None:
         """There may be something for another lane's writer to do."""
         with self._wake:
             self._wake.notify_all()
 
-    def changed(self, item: Item, entry_id: int, error: SourceError) -> None:
+    def failed(self, entry_id: int, error: SourceError) -> None:
         """A source failed while it was read."""
-        again = isinstance(error, SourceChanged) and item.offers < m.MAX_OFFERS
-        item.stale = True
-        self.plan.cancel(entry_id, m.WITHDRAWN if again else error.wire, str(error))
-        self.said()
+        with self._wake:
+            self._offers.failed(entry_id, error)
+            self._wake.notify_all()
 
 
 class _Writer:
@@ -385,15 +334,15 @@ class _Writer:
         if isinstance(job, SendSmall):
             self._send_small(job)
             return
-        item = self._session.item(job.entry)
-        if item is None:
+        (source,) = self._session.sources([job.entry])
+        if source is None:
             return
         try:
-            self._do_with(item.source, job)
+            self._do_with(source, job)
         except SourceError as error:
-            self._session.changed(item, job.entry, error)
-        if self._session.item(job.entry) is None:
-            item.source.rest()  # it has ended meanwhile, and nobody else will let go of it
+            self._session.failed(job.entry, error)
+        if self._session.sources([job.entry]) == [None]:
+            source.rest()  # it has ended meanwhile, and nobody else will let go of it
 
     def _say(self, message: m.Message) -> None:
         """Control frames go on lane 1, whichever lane's work they come from."""
@@ -447,14 +396,14 @@ class _Writer:
             self._buffer = memoryview(bytearray(SMALL))
         name = self._plan.digest
         function = name.function
-        for entry_id in self._plan.small_begun(job.entries):
-            item = self._session.item(entry_id)
-            if item is None:
+        begun = self._plan.small_begun(job.entries)
+        for entry_id, source in zip(begun, self._session.sources(begun), strict=True):
+            if source is None:
                 continue
             try:
-                payload = item.source.read_small(self._buffer)
+                payload = source.read_small(self._buffer)
             except SourceError as error:
-                self._session.changed(item, entry_id, error)
+                self._session.failed(entry_id, error)
                 continue
             digest = function(payload) if payload else b""
             # Noted before it is sent: its receipt may be here before the call that sends it returns.
@@ -469,7 +418,7 @@ class _Writer:
 
     def _send_chunk(self, source: Source, job: SendChunk) -> None:
         payload, digest = self._read_chunk(source, job.entry, job.index)
-        length, name = len(payload), source.digests.name
+        length, name = len(payload), self._plan.digest
         # Equal digests only make it likely: what is not sent must be known to be zeros (G4).
         is_zero = not payload[0] and digest == zero_digest(name, length) and payload == zeros(length)
         # Counted before it is sent: its receipt may be here before the call that sends it returns.
@@ -483,6 +432,6 @@ class _Writer:
     def _read_chunk(self, source: Source, entry_id: int, index: int) -> tuple[memoryview, bytes]:
         """A chunk and its digest, noted in the plan."""
         payload = source.read(index, self._buffer)
-        digest = source.digests.name.function(payload)
+        digest = self._plan.digest.function(payload)
         self._plan.chunk_read(entry_id, index, digest)
         return payload, digest

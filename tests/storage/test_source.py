@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,7 @@ from ftx.storage.source import Place, Source
 from tests.storage.support import CHUNK, MTIME_NS, NEEDS_ROOT, XXH3, chunk, content, entry, fail_once, in_child
 
 IDENTITY = b"i" * 32
+PATIENCE_S = 10
 WHAT = entry(size=3 * CHUNK + 100)
 
 
@@ -366,9 +369,17 @@ def test_g11_a_look_that_fails(opened: Source, file: Path, monkeypatch: pytest.M
 
 def test_what_was_read_counts_for_as_long_as_it_is_the_same_file(pinned: Source) -> None:
     pinned.digests.set(1, XXH3.function(chunk(1, WHAT)))
-    pinned.pin()
-    assert list(pinned.digests.known) == [(1, 2)]
-    assert read(pinned, 1) == chunk(1, WHAT)
+    again = pinned.renewed()
+    assert list(again.digests.known) == [(1, 2)]
+    assert read(again, 1) == chunk(1, WHAT)
+    again.rest()
+
+
+def test_g10_what_was_read_does_not_count_once_it_was_found_changed(pinned: Source) -> None:
+    """Also under the same times, which a mapped file, or one that is too young, does not change."""
+    pinned.digests.set(1, XXH3.function(chunk(1, WHAT)))
+    pinned.forget()
+    assert not pinned.renewed().digests.known
 
 
 @pytest.mark.parametrize("name", [name for name, (_, pin) in CHANGES.items() if pin is not Pin.SAME])
@@ -378,20 +389,38 @@ def test_g10_what_was_read_of_another_version_does_not_count(pinned: Source, fil
     CHANGES[name][0](file)
     if not file.exists():
         with pytest.raises(SourceMissing):
-            pinned.pin()
+            pinned.renewed()
         return
-    tag = pinned.offered.tag
-    pinned.pin()
-    assert not pinned.digests.known
-    assert pinned.offered.size == pinned.grid.size == file.stat().st_size
-    assert pinned.offered.tag != tag
+    again = pinned.renewed()
+    assert not again.digests.known
+    assert again.offered.size == again.grid.size == file.stat().st_size
+    assert again.offered.tag != pinned.offered.tag
+
+
+@pytest.mark.parametrize("size", [0, 100, CHUNK + 1, 5 * CHUNK])
+def test_g10_a_newer_look_changes_nothing_for_whoever_uses_the_older_one(opened: Source, file: Path, size: int) -> None:
+    """A lane that is late with a chunk of what was offered reads that, or finds that it changed."""
+    before = opened.offered, opened.grid
+    os.truncate(file, size)
+    again = opened.renewed()
+    assert (opened.offered, opened.grid) == before
+    for index in range(4):
+        if size > WHAT.size:
+            assert read(opened, index) == chunk(index, WHAT)
+        else:
+            with pytest.raises(SourceChanged):
+                read(opened, index)
+    assert again.offered.size == again.grid.size == size
+    for one in (again, opened):
+        one.rest()
+    assert descriptors(file) == 0
 
 
 def test_g11_what_became_a_folder(pinned: Source, file: Path) -> None:
     file.unlink()
     file.mkdir()
     with pytest.raises(SourceError, match="something else"):
-        pinned.pin()
+        pinned.renewed()
 
 
 # --- Reading ---------------------------------------------------------------------------------------------------------
@@ -512,6 +541,94 @@ def test_a_source_is_closed_behind_whoever_reads(opened: Source, file: Path, mon
 
     monkeypatch.setattr(disk, "read_at", resting)
     assert read(opened, 1) == chunk(1, WHAT)
+    assert descriptors(file) == 0
+
+
+@pytest.mark.parametrize("call", ["open", "fstat", "close"])
+def test_g9_a_source_whose_disk_is_stuck_holds_no_other_up(
+    settled: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Nor whoever only lets go of it. Sources are many, and have one lock."""
+    for name in ("stuck", "other"):
+        (tmp_path / "tree").mkdir(exist_ok=True)
+        (tmp_path / "tree" / name).write_bytes(b"contents")
+    places: list[Place] = []
+    other, stuck, *_ = scan.walk([os.fsencode(tmp_path / "tree")], IDENTITY, XXH3, places)
+    assert isinstance(stuck, Source) and isinstance(other, Source)
+    if call == "close":
+        read(stuck, 0)
+    inside, go_on = threading.Event(), threading.Event()
+    real = getattr(os, call)
+    once = iter([True])
+
+    def waiting(*args: Any, **kwargs: Any) -> Any:
+        if threading.current_thread() is reader and next(once, False):
+            inside.set()
+            assert go_on.wait(PATIENCE_S)
+        return real(*args, **kwargs)
+
+    reader = threading.Thread(target=stuck.rest if call == "close" else lambda: read(stuck, 0))
+    others: list[bytes] = []
+
+    def meanwhile() -> None:
+        stuck.rest()
+        others.append(read(other, 0))
+        other.rest()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, waiting)
+        reader.start()
+        assert inside.wait(PATIENCE_S)
+        another = threading.Thread(target=meanwhile)
+        another.start()
+        another.join(PATIENCE_S / 10)
+        in_time = list(others)
+        go_on.set()
+        reader.join()
+        another.join()
+    assert in_time == [b"contents"]
+    assert descriptors(tmp_path / "tree" / "stuck") == 0
+    for place in places:
+        place.close()
+
+
+def test_a_source_that_two_open_at_once_is_open_once(
+    pinned: Source, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Source._open
+    both = threading.Barrier(2)
+
+    def together(one: Source) -> int:
+        fd = real(one)
+        both.wait(PATIENCE_S)
+        return fd
+
+    got: list[bytes] = []
+    readers = [threading.Thread(target=lambda at=at: got.append(read(pinned, at))) for at in (0, 1)]  # type: ignore[misc]
+    with monkeypatch.context() as patch:
+        patch.setattr(Source, "_open", together)
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+    assert sorted(got) == sorted([chunk(0, WHAT), chunk(1, WHAT)])
+    assert descriptors(file) == 1
+    pinned.rest()
+    assert descriptors(file) == 0
+
+
+def test_a_source_that_could_not_be_opened_can_be_later(
+    pinned: Source, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any, **__: Any) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", failing)
+        with pytest.raises(SourceError):
+            read(pinned, 0)
+    assert read(pinned, 0) == chunk(0, WHAT)
+    pinned.rest()
     assert descriptors(file) == 0
 
 
@@ -654,3 +771,19 @@ def test_a_folder_that_is_renamed_under_the_walk_is_still_the_one_meant(settled:
     one.rest()
     for place in places:
         place.close()
+
+
+def test_g6_whoever_is_late_at_a_closed_place_is_not_led_to_the_current_folder(
+    settled: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "f").write_bytes(b"meant")
+    monkeypatch.chdir(tmp_path / "tree")
+    place = Place(os.fsencode(tmp_path / "tree"), IDENTITY, XXH3, os.open(tmp_path / "tree", os.O_RDONLY))
+    one = Source(place, b"f", b"tree", b"f", os.stat("f"))
+    assert read_small(one) == b"meant"
+    place.close()
+    place.close()
+    for attempt in (lambda: read(one, 0), lambda: read_small(one)):
+        with pytest.raises(SourceError, match="Bad file descriptor"):
+            attempt()

@@ -18,7 +18,7 @@ from ftx.protocol.manifest import DigestName
 from ftx.storage import scan
 from ftx.storage.scratch import Whole
 from ftx.storage.source import Source
-from ftx.transfer import crew, dialer, events, feed, send
+from ftx.transfer import crew, dialer, events, feed, plan, send
 from ftx.transfer.feed import Feed
 from tests.support.files import MIB, fill
 from tests.support.local import LocalReceiver, local_send
@@ -121,6 +121,8 @@ def test_g2_g11_what_a_stuck_scan_finds_belongs_to_the_next_session(
     assert Counter(event.path for event in ended) == ENTRIES
     assert (finished.code, finished.failed) == (0, 0)
     assert (shm / "into" / "tree" / "below" / "f").read_bytes() == (tree / "below" / "f").read_bytes()
+    for folder in ("tree", "tree/below"):
+        assert (shm / "into" / folder).stat().st_mtime_ns == (shm / folder).stat().st_mtime_ns
 
 
 def let_go_at_the_last_report(monkeypatch: pytest.MonkeyPatch, stuck: StuckOnce, when: str) -> threading.Event:
@@ -169,6 +171,60 @@ def test_g11_an_offer_that_fails_late_is_made_by_the_next_session(
     assert over is None or over.is_set()
     assert Counter(event.path for event in ended) == ENTRIES
     assert (finished.code, finished.failed) == (0, 0)
+
+
+def test_g11_an_offer_that_comes_late_while_its_session_hands_over_is_made_by_the_next_one(
+    soon: None, shm: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tree / "k", MIB + 1)
+    monkeypatch.setattr(feed, "BATCH", 1)
+    under_way = StuckOnce(monkeypatch, Source, "read", 1)  # of k, which is thus still under way
+    stuck = StuckOnce(monkeypatch, Source, "holes", 2)  # of large, which is behind it
+    real = plan.Plan.moved
+
+    def moved(one: plan.Plan, entry_id: int) -> tuple[int, int]:
+        if not stuck.go_on.is_set():
+            stuck.go_on.set()
+            stuck.thread.join(0.1)  # it may have to wait for this one
+            under_way.go_on.set()
+        return real(one, entry_id)
+
+    monkeypatch.setattr(plan.Plan, "moved", moved)
+    finished, ended = cut_off(shm, tree, stuck)
+    under_way.thread.join(PATIENCE_S)
+    assert Counter(event.path for event in ended) == ENTRIES + Counter([b"tree/k"])
+    assert (finished.code, finished.failed) == (0, 0)
+
+
+@pytest.mark.parametrize("size", [0, 100, MIB + 5])
+def test_g10_a_lane_that_is_late_with_a_chunk_of_what_was_withdrawn_harms_nothing(
+    shm: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """The file is cut under one lane; another finds out, and it is offered anew before the first goes on."""
+    source = shm / "file"
+    fill(source, 4 * MIB)
+    cut, go_on = threading.Event(), threading.Event()
+    real_read, real_offered = Source.read, plan.Plan.offered_again
+
+    def read(one: Source, index: int, buffer: memoryview) -> memoryview:
+        if index == 2 and not cut.is_set():
+            os.truncate(source, size)
+            cut.set()
+            assert go_on.wait(PATIENCE_S)
+        elif index == 3:
+            assert cut.wait(PATIENCE_S)
+        return real_read(one, index, buffer)
+
+    def offered_again(one: plan.Plan) -> None:
+        real_offered(one)
+        go_on.set()
+
+    monkeypatch.setattr(Source, "read", read)
+    monkeypatch.setattr(plan.Plan, "offered_again", offered_again)
+    with LocalReceiver(shm) as receiver:
+        finished = local_send(shm, source, receiver.port, lanes=3)
+    assert (finished.code, finished.message) == (0, "")
+    assert (shm / "into" / "file").read_bytes() == source.read_bytes()
 
 
 def test_what_nobody_can_take_any_more_stays_in_the_feed_in_its_order(shm: Path, tree: Path) -> None:
