@@ -348,7 +348,7 @@ class Report:
         if self._json is not None and self._due(event):
             lost = self._json.failure
             self._json.write(json.dumps(event.as_json()) + "\n")
-            if self._json.failure is not lost:
+            if self._json.failure is not lost and not isinstance(self._json.failure, BrokenPipeError):
                 self._complain(f"the JSON cannot be written, and nothing more of it follows: {self._json.failure}")
         if not isinstance(event, Progress):
             self._show_failure(event)

@@ -17,6 +17,7 @@ import ftx
 from ftx.errors import (
     FtxError,
     Interrupted,
+    LinkLost,
     NetworkError,
     ProtocolError,
     Refused,
@@ -37,7 +38,7 @@ from ftx.storage import disk, scan
 from ftx.storage.scan import Odd
 from ftx.storage.source import Place
 from ftx.transfer import events
-from ftx.transfer.actions import Outcome
+from ftx.transfer.actions import KEPT, Outcome
 from ftx.transfer.crew import Stop
 from ftx.transfer.feed import Feed, Item
 from ftx.transfer.plan import Plan
@@ -62,6 +63,8 @@ class _Totals:
     size: int = 0
     sent: int = 0
     reused: int = 0
+    kept: int = 0
+    left_out: int = 0
 
 
 class SendRun:
@@ -115,6 +118,8 @@ class SendRun:
             bytes_sent=self._moved()[0],
             bytes_reused=self._moved()[1],
             seconds=time.monotonic() - started,
+            kept=total.kept,
+            left_out=total.left_out,
         )
         self._emit(finished)
         return finished
@@ -166,7 +171,10 @@ class SendRun:
         if self._failure is not None:
             failed, others = self._ended.failed, self._ended.files
             if others:
-                raise SomeFailed(f"{failed} could not be sent; {others} are there")
+                there = "1 is" if others == 1 else f"{others} are"
+                raise SomeFailed(
+                    f"{failed} could not be sent, {there} there. Each was reported; then run the same command again"
+                )
             raise self._all_failed()
 
     def _all_failed(self) -> FtxError:
@@ -267,6 +275,10 @@ class SendRun:
             handshake.dial(lane, keys, identity, accept_open=self._accept_open)
             handshake.attach(lane, m.Attach(session, number), Role.SENDER)
             lane.deadline_s = lane.check = None
+        except Refused as error:
+            # The session stood a moment ago: it is gone there, and this side has not heard it yet.
+            lane.close()
+            raise LinkLost(f"lane {number} was not let in any more ({error})") from error
         except BaseException:
             lane.close()
             raise
@@ -348,6 +360,7 @@ class SendRun:
             self._emit(events.Warn("the receiver does not wait for its disk: a power cut there may undo this"))
         kind = source.offered.kind
         self._count(state, source.offered.size, sent, reused, error, file=kind is not Kind.FOLDER)
+        self._ended.kept += state == "skipped" and outcome.message == KEPT
         if error is None and not self._options.tell_all:
             return
         has_digest = outcome.root and kind is Kind.FILE
@@ -366,10 +379,14 @@ class SendRun:
         )
 
     def _odd_ended(self, odd: Odd) -> None:
-        state = "skipped" if odd.error is None else "failed"
-        self._count(state, 0, 0, 0, odd.error, file=True)
-        code = odd.error.exit_code if odd.error else 0
-        self._emit(events.EntryEnded(odd.path, "other", state, 0, 0, 0, None, code, odd.message))
+        if odd.error is not None:
+            self._count("failed", 0, 0, 0, odd.error, file=True)
+            code, state = odd.error.exit_code, "failed"
+        else:
+            self._ended.left_out += 1
+            code, state = 0, "skipped"
+        if odd.error is not None or self._options.tell_all:
+            self._emit(events.EntryEnded(odd.path, "other", state, 0, 0, 0, None, code, odd.message))
 
     def _count(self, state: str, size: int, sent: int, reused: int, error: FtxError | None, *, file: bool) -> None:
         total = self._ended

@@ -99,4 +99,5 @@ class Room:
                 self._waiting -= 1
                 if not self._waiting:
                     self._say(m.Resume())
-                    self._on_event(events.Resumed(str(error)))
+                    if not self._given_up:  # there is no room
+                        self._on_event(events.Resumed(str(error)))

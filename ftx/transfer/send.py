@@ -280,18 +280,23 @@ class SendSession:
     def _work(self, lane: Lane) -> None:
         """Take jobs from the plan until there are no more; what is small goes out together."""
         writer = _Writer(lane, self, control=lane is self._lane)
-        while not self.plan.finished and not self._crew.stopped and self._last_word is None:
+        while not self._over:
             job = self._next(writer)
             if job is None:
                 lane.flush()
                 with self._wake:
                     job = self._next(writer)  # under the lock, so that no call to wake is lost
-                    if job is None:
+                    if job is None and not self._over:
                         self._wake.wait(m.PING_S)
             if job is not None:
                 writer.do(job)
             elif time.monotonic() - lane.last_sent_s >= m.PING_S and not self.plan.said_bye:
                 lane.send(m.Ping())
+
+    @property
+    def _over(self) -> bool:
+        """There is nothing more to do for a writer."""
+        return self.plan.finished or self._crew.stopped or self._last_word is not None
 
     def _next(self, writer: _Writer) -> Job | None:
         return self.plan.next(control=writer.control, bulk=not writer.control or len(self._lanes) == 1)

@@ -439,7 +439,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "what a session that is over has found is lost",
         ("G2",),
         "ftx/transfer/feed.py",
-        "            self._again.extendleft(reversed(found) if isinstance(found, list) else [found])\n",
+        "    ready.extendleft(reversed(found) if isinstance(found, list) else [found])\n",
         "",
         "tests/transfer/test_slow_source.py::test_what_nobody_can_take_any_more_stays_in_the_feed_in_its_order",
     ),
