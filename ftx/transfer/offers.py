@@ -10,7 +10,8 @@ From when the feed gives an item until it has ended, it is in exactly one place:
 ``close`` takes everything out of every place, for the next session. Whoever comes later, because it was stuck at a
 slow disk, gets nothing and changes nothing.
 
-Pure: every call is made under the session's lock, and none waits for anything. The plan's own lock is taken below it.
+Every call is made under the session's lock, and none waits for anything or touches a file. The plan's own lock is
+taken below it.
 """
 
 from __future__ import annotations

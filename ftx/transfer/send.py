@@ -166,7 +166,9 @@ class SendSession:
         """Offer what there is, folder by folder, as the window allows; and anew what has changed meanwhile."""
         at_end = False
         while (room := self._wait_for_room(at_end=at_end)) > 0:
-            if (again := self._offers.again()) is not None:
+            with self._wake:
+                again = self._offers.again()
+            if again is not None:
                 self._offer([again])
                 continue
             self._let_tell()

@@ -72,8 +72,8 @@ ENTRIES = Counter(
 ) + Counter([b"tree"])
 
 
-def cut_off(shm: Path, tree: Path, stuck: StuckOnce) -> tuple[Any, list[events.EntryEnded]]:
-    """Send; cut the link as soon as the scan is stuck; let that go when the next session is up at the latest."""
+def cut_off(shm: Path, tree: Path, stuck: StuckOnce, *, at_latest: int = 2) -> tuple[Any, list[events.EntryEnded]]:
+    """Send; cut the link as soon as the scan is stuck; let that go when a later session is up at the latest."""
     ended: list[events.EntryEnded] = []
     sessions = 0
 
@@ -82,7 +82,7 @@ def cut_off(shm: Path, tree: Path, stuck: StuckOnce) -> tuple[Any, list[events.E
         if isinstance(event, events.EntryEnded):
             ended.append(event)
         sessions += isinstance(event, events.SessionUp)
-        if sessions == 2:
+        if sessions == at_latest:
             stuck.go_on.set()
 
     with LocalReceiver(shm) as receiver, Proxy(receiver.port) as proxy:
@@ -196,6 +196,26 @@ def test_g11_an_offer_that_comes_late_while_its_session_hands_over_is_made_by_th
     assert (finished.code, finished.failed) == (0, 0)
 
 
+def test_what_a_late_scan_opens_is_closed_though_the_next_session_has_looked_again(
+    soon: None, shm: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.truncate(tree / "large", 4 * MIB)  # where the holes are is asked of the open file
+    stuck = StuckOnce(monkeypatch, Source, "holes", 1)
+    real = Source.renewed
+
+    def renewed(one: Source) -> Source:
+        now = real(one)
+        if one.name == b"large":
+            stuck.go_on.set()
+            stuck.thread.join(PATIENCE_S)
+        return now
+
+    monkeypatch.setattr(Source, "renewed", renewed)
+    finished, ended = cut_off(shm, tree, stuck, at_latest=3)
+    assert (finished.code, finished.failed) == (0, 0)
+    assert Counter(event.path for event in ended) == ENTRIES  # and no descriptor is left, as of every test
+
+
 @pytest.mark.parametrize("size", [0, 100, MIB + 5])
 def test_g10_a_lane_that_is_late_with_a_chunk_of_what_was_withdrawn_harms_nothing(
     shm: Path, monkeypatch: pytest.MonkeyPatch, size: int
@@ -219,6 +239,10 @@ def test_g10_a_lane_that_is_late_with_a_chunk_of_what_was_withdrawn_harms_nothin
         real_offered(one)
         go_on.set()
 
+    def next_job(session: send.SendSession, writer: Any) -> Any:
+        return session.plan.next(control=writer.control, bulk=not writer.control)  # lane 1 must not be the late one
+
+    monkeypatch.setattr(send.SendSession, "_next", next_job)
     monkeypatch.setattr(Source, "read", read)
     monkeypatch.setattr(plan.Plan, "offered_again", offered_again)
     with LocalReceiver(shm) as receiver:
