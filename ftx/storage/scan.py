@@ -141,7 +141,7 @@ class _Level:
         path: below the place; empty for the place itself.
         target: where it goes.
         info: how its parent saw it.
-        below: names of its subfolders that are still to come, the last first.
+        below: names of its subfolders that are still to come, the last first, and which folder each was.
     """
 
     __slots__ = ("below", "info", "path", "target", "whole")
@@ -150,7 +150,7 @@ class _Level:
         self.path = path
         self.target = target
         self.info = info
-        self.below: list[bytes] = []
+        self.below: list[tuple[bytes, int, int]] = []
         self.whole = True
 
 
@@ -160,12 +160,14 @@ def _tree(place: Place, target: bytes, info: os.stat_result) -> Iterator[Found]:
     while levels:
         level = levels[-1]
         if level.below:
-            name = level.below.pop()
+            name, device, inode = level.below.pop()
             path = os.path.join(level.path, name)
             below = os.path.join(level.target, name)
             try:
                 with disk.source_errors(os.path.join(place.path, path)):
                     info = os.stat(path, dir_fd=place.fd, follow_symlinks=False)
+                if (info.st_dev, info.st_ino) != (device, inode):  # a link may have come into the path
+                    raise SourceChanged(f"{disk.show(os.path.join(place.path, path))}: another folder took its place")
             except SourceError as error:
                 level.whole = False
                 yield Odd(below, str(error), error)
@@ -204,7 +206,7 @@ def _files(place: Place, level: _Level, levels: list[_Level]) -> Iterator[Found]
                     yield Odd(os.path.join(level.target, name), text, SourceError(text))
                     continue
                 if stat.S_ISDIR(info.st_mode) and not is_reserved(name):
-                    level.below.append(name)
+                    level.below.append((name, info.st_dev, info.st_ino))
                 else:
                     yield _entry(place, above + name, level.target, name, info, follow=False)
         finally:

@@ -540,6 +540,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "tests/storage/test_paths.py::test_g6_a_hostile_name_is_refused[own-look]",
     ),
     Mutant(
+        "a link above a listed folder is followed",
+        ("G6",),
+        "ftx/storage/scan.py",
+        "if (info.st_dev, info.st_ino) != (device, inode):",
+        "if False:",
+        "tests/storage/test_scan.py::test_g6_a_link_that_is_swapped_in_above_a_listed_folder_is_found",
+    ),
+    Mutant(
         "two transfers write one small file",
         ("G9",),
         "ftx/transfer/look.py",

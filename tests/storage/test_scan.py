@@ -152,3 +152,26 @@ def test_g6_another_folder_that_takes_the_place_of_one_is_not_walked(
     assert sent == {name for name in ALL if not name.startswith("two")}
     assert isinstance(odd["two"].error, SourceChanged if swap is SWAPS["folder"] else SourceError)
     assert torn == [""]
+
+
+def test_g6_a_link_that_is_swapped_in_above_a_listed_folder_is_found(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``two`` becomes a link when it has been listed, before ``two/deep`` is entered."""
+    outside = tmp_path / "outside"
+    (outside / "deep").mkdir(parents=True)
+    (outside / "deep" / "secret").write_bytes(b"secret")
+    real = os.listdir
+
+    def listdir(fd: int) -> list[str]:
+        found = real(fd)
+        if sorted(found) == ["deep", "x"] and not (tree / "two").is_symlink():
+            (tree / "two").rename(tmp_path / "gone")
+            (tree / "two").symlink_to(outside)
+        return found
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    sent, odd, torn = told(list(walked(tree)))
+    assert "two/deep/secret" not in sent
+    assert isinstance(odd["two/deep"].error, SourceChanged)
+    assert torn == ["two"]
