@@ -71,6 +71,8 @@ class Offers:
                 self._under_way[entry_id] = item
         if self._again and items[0] is self._again[0]:
             self._again.popleft()
+            if not ready:  # it is gone: nothing more of it comes into its folder
+                self._came_again(items[0].source.folder)
             self._plan.offered_again()
         return True
 
@@ -111,13 +113,18 @@ class Offers:
             self._folders[source.target_path] = item
             return True
         if item.offers > 1 and source.offered.kind is not Kind.FOLDER:
-            rest = (*self._under_way.values(), *self._again)
-            if not any(other.offers > 1 and other.source.folder == source.folder for other in rest):
-                self._late.discard(source.folder)
-                if (folder := self._folders.pop(source.folder, None)) is not None:
-                    self._plan.owe()
-                    self._again.append(folder)
+            self._came_again(source.folder)
         return False
+
+    def _came_again(self, path: bytes) -> None:
+        """Something that came late into a folder has ended. The last of it lets the folder's own entry come again."""
+        rest = (*self._under_way.values(), *self._again)
+        if any(other.offers > 1 and other.source.folder == path for other in rest):
+            return
+        self._late.discard(path)
+        if (folder := self._folders.pop(path, None)) is not None:
+            self._plan.owe()
+            self._again.append(folder)
 
     def close(self) -> list[Item]:
         """The session is over: what is to be offered again in the next one, in this order.

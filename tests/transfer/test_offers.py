@@ -184,3 +184,19 @@ def test_g10_a_thread_that_was_left_behind_notes_nothing_in_what_the_next_sessio
     offers.offer([item], [(item, again, (again.offered, None, again.digests))])
     old.chunk_read(1, 2, b"2" * 16)
     assert list(again.digests.known) == [(0, 1)]
+
+
+def test_a_folder_whose_late_file_is_gone_comes_again_all_the_same(offers: Offers, items: list[Item]) -> None:
+    """It was answered before the file was to be offered anew; when that fails nothing more comes into it."""
+    a, _, folder = items
+    offers.have([a, folder])
+    offer(offers, a)
+    offer(offers, folder)
+    withdraw(offers, 1)
+    assert offers.receive(skipped(2)) == []  # not ended: its time is not right any more
+    assert offers.again() is a
+    assert offers.offer([a], [])
+    assert offers.again() is folder
+    offer(offers, folder)
+    assert [item for item, _ in offers.receive(skipped(3))] == [folder]
+    assert offers.close() == []
