@@ -43,7 +43,7 @@ DISK = [
 ]
 #: Functions that raise nothing, as they say themselves.
 NEVER_RAISES = {"drop_cache", "file_system"}
-SOURCE = ["pin", "holes", "read", "read_small", "check", "rest"]
+SOURCE = ["renewed", "holes", "read", "read_small", "check", "rest"]
 
 
 @dataclass(frozen=True)
