@@ -173,7 +173,7 @@ class SendRun:
             if others:
                 there = "1 is" if others == 1 else f"{others} are"
                 raise SomeFailed(
-                    f"{failed} could not be sent, {there} there. Each was reported; then run the same command again"
+                    f"{failed} could not be sent, {there} there. Each was reported; when that is mended, run it again"
                 )
             raise self._all_failed()
 
