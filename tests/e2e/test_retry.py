@@ -5,7 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from ftx import api
+from ftx.errors import Refused
+from ftx.net import handshake
+from ftx.protocol.messages import PING_S
+from ftx.transfer import events
 from tests.support.files import MIB, fill, same
 from tests.support.local import LocalReceiver, local_send
 from tests.support.process import Receiver, send, sender
@@ -194,3 +202,43 @@ def test_another_job_to_the_same_path_is_refused_busy(shm: Path) -> None:
             thread.join()
         assert codes == [0]
         assert same(source, receiver.into / "file")
+
+
+def test_g2_a_lane_that_its_session_does_not_know_any_more_is_a_broken_link(
+    shm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The receiver lost lane 1 and the sender has not heard it yet: no reason to give up."""
+    source = fill(shm / "file", SIZE)
+    attach, refusals = handshake.attach, iter([Refused("there is no such session")])
+
+    def refused(*args: Any) -> None:
+        for refusal in refusals:
+            raise refusal
+        attach(*args)
+
+    monkeypatch.setattr(handshake, "attach", refused)
+    found: list[api.Event] = []
+    with LocalReceiver(shm) as receiver:
+        finished = local_send(shm, source, receiver.port, retry_for_s=10.0, lanes=2, on_event=found.append)
+        assert finished.code == 0, finished.message
+        assert same(source, receiver.into / "file")
+    (retry,) = (event for event in found if isinstance(event, events.Retry))
+    assert "lane 2" in retry.reason
+
+
+def test_a_file_that_took_two_sessions_counts_once(shm: Path) -> None:
+    """In the receiver's sums too, which go over its sessions."""
+    source = fill(shm / "file", SIZE)
+    with LocalReceiver(shm) as receiver, Proxy(receiver.port, up=[Cut(20 * MIB)]) as proxy:
+        assert local_send(shm, source, proxy.port, retry_for_s=10.0).code == 0
+    assert receiver.finished is not None
+    assert receiver.finished.bytes_total == SIZE
+
+
+def test_a_run_with_nothing_to_do_does_not_wait_for_its_own_writer(shm: Path) -> None:
+    """Many, since what it might miss is one call to wake at one moment; each such wait is a second."""
+    source = fill(shm / "file", 1)
+    with LocalReceiver(shm) as receiver:
+        runs = [local_send(shm, source, receiver.port) for _ in range(100)]
+    assert {finished.code for finished in runs} == {0}
+    assert sum(finished.seconds >= PING_S for finished in runs) == 0

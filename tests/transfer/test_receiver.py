@@ -130,3 +130,43 @@ def wait_for(ready: Callable[[], bool]) -> None:
     while not ready():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_g8_where_nobody_looks_at_what_is_told_nothing_more_is_received(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader of the receiver's events that stands still holds sessions up, and not memory."""
+    monkeypatch.setattr(events, "MAX_UNTOLD", 10)
+    most, looking = 0, threading.Event()
+    put = events.Untold.put
+
+    def counted(untold: events.Untold, event: events.Event) -> None:
+        nonlocal most
+        put(untold, event)
+        most = max(most, len(untold._events))
+
+    monkeypatch.setattr(events.Untold, "put", counted)
+    monkeypatch.setattr(receive, "WINDOW", 64)
+    monkeypatch.setattr(registry, "WINDOW", 64)
+    (tmp_path / "tree").mkdir()
+    for number in range(500):
+        (tmp_path / "tree" / f"{number}").write_bytes(b"x")
+    stuck = LocalReceiver(tmp_path)
+    told = stuck._on_event
+
+    def on_event(event: events.Event) -> None:
+        told(event)
+        if isinstance(event, events.EntryEnded):
+            looking.wait()
+
+    stuck._on_event = on_event  # type: ignore[method-assign]
+    with stuck as receiver:
+        sending = threading.Thread(target=local_send, args=(tmp_path, tmp_path / "tree", receiver.port))
+        sending.start()
+        wait_for(lambda: most >= 10)
+        time.sleep(0.3)
+        held = most
+        looking.set()
+        sending.join()
+    assert held < 200
+    assert len(receiver.of_type(events.EntryEnded)) == 501
