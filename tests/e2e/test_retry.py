@@ -12,7 +12,6 @@ import pytest
 from ftx import api
 from ftx.errors import Refused
 from ftx.net import handshake
-from ftx.protocol.messages import PING_S
 from ftx.transfer import events
 from tests.support.files import MIB, fill, same
 from tests.support.local import LocalReceiver, local_send
@@ -233,12 +232,3 @@ def test_a_file_that_took_two_sessions_counts_once(shm: Path) -> None:
         assert local_send(shm, source, proxy.port, retry_for_s=10.0).code == 0
     assert receiver.finished is not None
     assert receiver.finished.bytes_total == SIZE
-
-
-def test_a_run_with_nothing_to_do_does_not_wait_for_its_own_writer(shm: Path) -> None:
-    """Many, since what it might miss is one call to wake at one moment; each such wait is a second."""
-    source = fill(shm / "file", 1)
-    with LocalReceiver(shm) as receiver:
-        runs = [local_send(shm, source, receiver.port) for _ in range(100)]
-    assert {finished.code for finished in runs} == {0}
-    assert sum(finished.seconds >= PING_S for finished in runs) == 0
