@@ -44,7 +44,6 @@ WIDE = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remain
 NARROW = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [<{remaining}{postfix}]"
 WIDE_COLUMNS = 75
 
-INTERRUPTED = (129, 130, 143)
 NOTHING = Progress(0, 0, 0, 0, 0, 0)
 
 

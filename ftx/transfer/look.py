@@ -51,7 +51,7 @@ class Looker:
         self._digest = digest
         self._fsync = fsync
         self._later: list[Sequence[Entry]] = []  # batches that wait
-        self._full = NoSpace("")  # what the last that found no room was told
+        self._full: NoSpace | None = None  # what the last of them that found no room was told
 
     def run(
         self,
@@ -68,15 +68,15 @@ class Looker:
             try:
                 entries = offers.get(timeout=TICK_S if self._later else None)
             except queue.Empty:
-                if not self._under_way.empty:
+                if self._full is None:
                     if self._under_way.count <= MAX_PARTIALS // 2:
                         self._look_again(answer)
-                    continue
-                try:
-                    # What needs nothing is answered also where there is no room at all.
-                    self._room.wait(self._full, b"", self._look_until_room, offers, answer, reserve=False)
-                except NoSpace:
-                    self._look_again(answer)  # nobody makes room: the answer is no, if anybody waits for one
+                elif self._under_way.empty:
+                    try:
+                        # What needs nothing is answered also where there is no room at all.
+                        self._room.wait(self._full, b"", self._look_until_room, offers, answer, reserve=False)
+                    except NoSpace:
+                        self._look_again(answer)  # nobody makes room: the answer is no, if anybody waits for one
                 continue
             if entries is None:
                 return
@@ -100,7 +100,7 @@ class Looker:
 
     def _look_again(self, answer: Callable[[list[tuple[int, Verdict]]], None]) -> None:
         """At all that waits."""
-        again, self._later = self._later, []
+        again, self._later, self._full = self._later, [], None
         for entries in again:
             self._look(entries, answer)
 
@@ -120,7 +120,7 @@ class Looker:
                 offers.put(None)
                 break
             self._look(entries, answer)
-        if self._later and self._under_way.empty:
+        if self._full is not None and self._under_way.empty:
             raise self._full
 
     def verdicts(self, entries: Sequence[Entry]) -> list[tuple[int, Verdict]]:

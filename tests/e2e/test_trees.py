@@ -598,7 +598,22 @@ def test_g8_few_partials_are_open_at_a_time(base: Path, monkeypatch: pytest.Monk
     with LocalReceiver(base) as receiver:
         assert run(base, receiver.port, top, lanes=lanes).code == 0
         assert_same(top, receiver.into / "top")
+        assert receiver.of_type(events.Paused) == []  # there is room enough
     assert most == 2
+
+
+def test_what_is_left_out_or_kept_is_counted_apart(base: Path) -> None:
+    top = base / "top"
+    (top / ".ftx").mkdir(parents=True)
+    os.mkfifo(top / "fifo")
+    for name in ("kept", "new"):
+        (top / name).write_bytes(b"x")
+    (base / "into" / "top").mkdir(parents=True)
+    (base / "into" / "top" / "kept").write_bytes(b"other")
+    with LocalReceiver(base, exists=Exists.KEEP) as receiver:
+        finished = run(base, receiver.port, top)
+    assert finished.code == 0
+    assert (finished.files, finished.skipped, finished.kept, finished.left_out) == (2, 1, 1, 2)
 
 
 @needs_root
