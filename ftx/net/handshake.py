@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ftx.errors import FtxError, NetworkError, ProtocolError, Refused, Unproven, VersionMismatch, from_wire
 from ftx.net.lane import Lane
@@ -25,8 +25,7 @@ NOT_ALLOWED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Greeting:
+class Greeting(NamedTuple):
     """What a handshake has shown of the dialer."""
 
     peer: bytes

@@ -318,8 +318,7 @@ def encode(message: m.Message) -> bytes:
     """
     type_ = TYPE_OF[type(message)]
     _, fields = LAYOUTS[type_]
-    names: tuple[str, ...] = message.__slots__
-    body = b"".join([field.write(getattr(message, name)) for field, name in zip(fields, names, strict=True)])
+    body = b"".join([field.write(value) for field, value in zip(fields, message, strict=True)])
     if len(body) > m.MAX_BODY[type_]:
         raise ValueError(f"{type_.name} of {len(body)} bytes where {m.MAX_BODY[type_]} are the most")
     return _frame(type_, 0 if type_ in OPTIONAL else m.CRITICAL, body)

@@ -1,4 +1,4 @@
-"""The messages of the protocol as frozen dataclasses, with their type numbers and limits.
+"""The messages of the protocol as named tuples, with their type numbers and limits.
 
 ``protocol.md`` describes each in the same four parts (purpose, layout, fields, behaviour); ``codec.LAYOUTS``
 says how each becomes bytes. A test reads the document's tables and holds both to them.
@@ -6,7 +6,6 @@ says how each becomes bytes. A test reads the document's tables and holds both t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -153,8 +152,7 @@ class Tlv(NamedTuple):
     value: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Hello:
+class Hello(NamedTuple):
     """Both, first: who speaks which versions. The dialer names itself; a listener's ``identity`` is zero."""
 
     magic: bytes
@@ -172,8 +170,7 @@ class ProofItem(NamedTuple):
     mac: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Proof:
+class Proof(NamedTuple):
     """Both: that the speaker holds a key. ``signature`` is empty until identities are key pairs."""
 
     signature: bytes
@@ -181,8 +178,7 @@ class Proof:
     tlvs: tuple[Tlv, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Open:
+class Open(NamedTuple):
     """Dialer, on the first lane: makes the session."""
 
     session: bytes
@@ -197,8 +193,7 @@ class Open:
     tlvs: tuple[Tlv, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(NamedTuple):
     """Listener: the session stands. ``lanes`` and ``window`` are what it grants."""
 
     lanes: int
@@ -206,16 +201,14 @@ class Opened:
     tlvs: tuple[Tlv, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Attach:
+class Attach(NamedTuple):
     """Dialer, on every other lane: joins a session."""
 
     session: bytes
     lane: int
 
 
-@dataclass(frozen=True, slots=True)
-class Attached:
+class Attached(NamedTuple):
     """Listener: the lane has joined."""
 
 
@@ -239,8 +232,7 @@ class Offered(NamedTuple):
         return Entry(entry_id, self.kind, path, self.size, allocated, self.mode, self.mtime_ns, self.tag, self.target)
 
 
-@dataclass(frozen=True, slots=True)
-class Folder:
+class Folder(NamedTuple):
     """Sender: a batch of entries of one folder. ``path`` is relative to the destination, empty for itself."""
 
     path: bytes
@@ -248,8 +240,7 @@ class Folder:
     entries: tuple[Offered, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class FolderEnd:
+class FolderEnd(NamedTuple):
     """Sender: no more entries of this folder come. ``flags`` are ``FolderFlags``."""
 
     path: bytes
@@ -261,8 +252,7 @@ class SkipItem(NamedTuple):
     reason: SkipReason
 
 
-@dataclass(frozen=True, slots=True)
-class Skip:
+class Skip(NamedTuple):
     """Receiver: these entries need nothing."""
 
     items: tuple[SkipItem, ...]
@@ -273,8 +263,7 @@ class Range(NamedTuple):
     count: int  # type: ignore[assignment]  # hides the tuple's method
 
 
-@dataclass(frozen=True, slots=True)
-class Want:
+class Want(NamedTuple):
     """Receiver: send these chunks too. ``held``, in the first WANT: the bytes it holds already."""
 
     entry: int
@@ -282,8 +271,7 @@ class Want:
     ranges: tuple[Range, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class WantAll:
+class WantAll(NamedTuple):
     """Receiver: it holds nothing of these entries and wants every chunk of them."""
 
     entries: tuple[int, ...]
@@ -295,25 +283,22 @@ class RefuseItem(NamedTuple):
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(NamedTuple):
     """Receiver: these entries cannot be taken; the others go on."""
 
     items: tuple[RefuseItem, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class AskDigests:
+class AskDigests(NamedTuple):
     """Receiver: which digests do the sender's chunks ``[first, first + count)`` have?"""
 
     entry: int
     digest: DigestName
     first: int
-    count: int
+    count: int  # type: ignore[assignment]
 
 
-@dataclass(frozen=True, slots=True)
-class Digests:
+class Digests(NamedTuple):
     """Sender: the digests of chunks from ``first`` on, one behind the other."""
 
     entry: int
@@ -322,30 +307,27 @@ class Digests:
     digests: bytes
 
 
-@dataclass(slots=True, unsafe_hash=True)  # frozen would take three times as long, for every chunk
-class Data:
+class Data(NamedTuple):
     """Sender: one chunk. Its payload of ``length`` bytes follows on the lane and is not part of the message.
 
     ``final``: it is all of a file, and stands for the FINISH too.
     """
 
     entry: int
-    index: int
+    index: int  # type: ignore[assignment]
     digest: bytes
     length: int
     final: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Zeros:
+class Zeros(NamedTuple):
     """Sender: these chunks are all zeros."""
 
     entry: int
     ranges: tuple[Range, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(NamedTuple):
     """Sender: everything wanted so far was sent; this is the root digest of the source as it was read."""
 
     entry: int
@@ -358,15 +340,13 @@ class ReceiptItem(NamedTuple):
     root: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(NamedTuple):
     """Receiver: these entries are committed. ``flags`` are ``ReceiptFlags``."""
 
     items: tuple[ReceiptItem, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel:
+class Cancel(NamedTuple):
     """Sender: the source of this entry failed or changed. The receiver answers with REFUSE."""
 
     entry: int
@@ -374,33 +354,28 @@ class Cancel:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Ping:
+class Ping(NamedTuple):
     """Both: alive and idle."""
 
 
-@dataclass(frozen=True, slots=True)
-class Busy:
+class Busy(NamedTuple):
     """Listener or receiver: alive and at work that needs no frames; ``counter`` counts its steps."""
 
     counter: int
 
 
-@dataclass(frozen=True, slots=True)
-class Pause:
+class Pause(NamedTuple):
     """Receiver: send no DATA until RESUME."""
 
     code: int
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Resume:
+class Resume(NamedTuple):
     """Receiver: go on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bye:
+class Bye(NamedTuple):
     """Both, last: how many entries ended how. The two must agree."""
 
     done: int
@@ -408,16 +383,14 @@ class Bye:
     failed: int
 
 
-@dataclass(frozen=True, slots=True)
-class Error:
+class Error(NamedTuple):
     """Both, last: why the session ends."""
 
     code: int
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Unknown:
+class Unknown(NamedTuple):
     """An optional frame that this version does not know. Receivers drop it; its bytes were checked."""
 
     type: int

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ftx.errors import FtxError, NameRefused, SourceChanged, SourceError
 from ftx.protocol.manifest import DigestName
@@ -30,8 +30,7 @@ _SPECIAL = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Odd:
+class Odd(NamedTuple):
     """What is not sent. ``error`` says why; None if leaving it out is right, and ``message`` says why.
 
     Attributes:
@@ -43,8 +42,7 @@ class Odd:
     error: FtxError | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class FolderRead:
+class FolderRead(NamedTuple):
     """No more entries of the folder ``path`` come; ``whole`` if all that is in it could be listed."""
 
     path: bytes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from ftx.protocol import messages as m
@@ -17,14 +16,13 @@ KEPT = "a different file is there and is kept"
 SMALL = 64 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Say:
+class Say(NamedTuple):
     """Send this message."""
 
     message: m.Message
 
 
-class Outcome(NamedTuple):  # a dataclass would take three times as long, for every file
+class Outcome(NamedTuple):
     """How an entry ended.
 
     Attributes:
@@ -51,31 +49,27 @@ class Outcome(NamedTuple):  # a dataclass would take three times as long, for ev
 # --- Jobs: what a sender's writer is to do next --------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class SendChunk:
+class SendChunk(NamedTuple):
     """Read the chunk, report it with ``Plan.chunk_read``, send it as DATA."""
 
     entry: int
-    index: int
+    index: int  # type: ignore[assignment]
 
 
-@dataclass(frozen=True, slots=True)
-class SendSmall:
+class SendSmall(NamedTuple):
     """Read each of these small files whole, report it with ``Plan.small_read``, send it as a final DATA."""
 
     entries: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class HashChunk:
+class HashChunk(NamedTuple):
     """Read the chunk and report it with ``Plan.chunk_read``: the receiver holds it already."""
 
     entry: int
-    index: int
+    index: int  # type: ignore[assignment]
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerDigests:
+class AnswerDigests(NamedTuple):
     """Read chunks ``[first, stop)``, send their digests."""
 
     entry: int
@@ -84,8 +78,7 @@ class AnswerDigests:
     stop: int
 
 
-@dataclass(frozen=True, slots=True)
-class CheckSource:
+class CheckSource(NamedTuple):
     """Everything was read: look whether the source is still what was offered, then call ``Plan.checked``."""
 
     entry: int
@@ -97,23 +90,20 @@ Job = Say | SendSmall | SendChunk | HashChunk | AnswerDigests | CheckSource
 # --- Actions: what a receiver's threads are to do ------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(NamedTuple):
     """See what is on the disk for these entries of one folder and answer with ``Ledger.looked``."""
 
     entries: tuple[Entry, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Rehash:
+class Rehash(NamedTuple):
     """Read these held chunks from the disk, report each with ``Ledger.rehashed``. Not urgent."""
 
     entry: int
     ranges: tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Compare:
+class Compare(NamedTuple):
     """Read the held chunks from ``first`` on, compare with these digests, report with ``Ledger.compared``."""
 
     entry: int
@@ -122,8 +112,7 @@ class Compare:
     digests: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(NamedTuple):
     """Publish the entry, report with ``Ledger.committed``, ``Ledger.lost`` or ``Ledger.fail``; with others or alone.
 
     Void, and to be dropped, if ``Ledger.committing`` says no: a failed sync came between.
@@ -132,8 +121,7 @@ class Commit:
     entry: int
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(NamedTuple):
     """The entry ended otherwise: let go of its partial and keep it."""
 
     entry: int
@@ -145,23 +133,20 @@ Action = Say | Look | Rehash | Compare | Commit | Release
 # --- Verdicts: what a look found -----------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Leave:
+class Leave(NamedTuple):
     """Nothing is to be done for the entry."""
 
     reason: m.SkipReason
 
 
-@dataclass(frozen=True, slots=True)
-class Reject:
+class Reject(NamedTuple):
     """The entry cannot be taken."""
 
     code: int
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Take:
+class Take(NamedTuple):
     """A partial is ready.
 
     Attributes:
@@ -175,16 +160,14 @@ class Take:
     digests: ChunkDigests
 
 
-@dataclass(frozen=True, slots=True)
-class Fresh:
+class Fresh(NamedTuple):
     """A small file is to be taken, and nothing of it is there."""
 
 
 FRESH = Fresh()
 
 
-@dataclass(frozen=True, slots=True)
-class Make:
+class Make(NamedTuple):
     """A folder or link is to be made as it was offered, or given the metadata that was: nothing of it travels."""
 
 

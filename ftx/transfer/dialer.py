@@ -11,7 +11,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import ftx
 from ftx.errors import (
@@ -242,7 +242,7 @@ class SendRun:
             handshake.dial(lane, keys, identity, accept_open=self._accept_open)
             lane.deadline_s = time.monotonic() + options.timeout_s
             lanes = options.lanes or (1 if lane.round_trip_s < FAR_S else FAR_LANES)
-            request = replace(request, session=secrets.token_bytes(16), lanes=lanes)
+            request = request._replace(session=secrets.token_bytes(16), lanes=lanes)
             lane.order.opened(Role.SENDER)
             opened = handshake.open_session(lane, request, options.timeout_s)
             if not 1 <= opened.lanes <= request.lanes:

@@ -16,8 +16,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from ftx.errors import ProtocolError, SourceChanged
 from ftx.protocol import messages as m
@@ -49,8 +48,7 @@ SMALL_STEP = 32
 Offer = tuple[m.Offered, RangeSet | None, ChunkDigests | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Live:
+class Live(NamedTuple):
     """What is under way: sums over the entries that have not ended, for those who watch.
 
     Attributes:
@@ -487,8 +485,8 @@ class Plan:
                 if known:
                     return Say(m.Digests(entry_id, ask.digest, ask.first, sending.digests.slice(ask.first, ask.stop)))
                 if ask.stop - ask.first > DIGESTS_STEP:
-                    sending.asks.appendleft(replace(ask, first=ask.first + DIGESTS_STEP))
-                    ask = replace(ask, stop=ask.first + DIGESTS_STEP)
+                    sending.asks.appendleft(ask._replace(first=ask.first + DIGESTS_STEP))
+                    ask = ask._replace(stop=ask.first + DIGESTS_STEP)
                 sending.working += 1
                 return ask
             case Need.HASH:

@@ -357,7 +357,7 @@ def test_message_layout(type_: Type) -> None:
         assert "The body is empty." in body
         assert "| Field | Kind |" not in body
         return
-    names: tuple[str, ...] = cls.__slots__
+    names: tuple[str, ...] = cls._fields
     expected = [[name, field.doc] for name, field in zip(names, fields, strict=True)]
     assert table(body, "Field", "Kind") == expected
 
@@ -404,7 +404,7 @@ def test_journal_layout() -> None:
 def test_every_field_is_explained() -> None:
     for type_ in Type:
         explained = re.split(r"^\*\*\w+\.\*\*", message_section(type_), flags=re.M)[3]
-        names = ("entry", "index", "digest") if type_ is Type.DATA else codec.LAYOUTS[type_][0].__slots__
+        names = ("entry", "index", "digest") if type_ is Type.DATA else codec.LAYOUTS[type_][0]._fields
         for name in names:
             assert f"`{name}`" in explained, f"{type_.name}.{name}"
     for cls in codec.RECORDS:
@@ -563,7 +563,7 @@ def test_example_lines_name_the_fields() -> None:
         if isinstance(item, bytes | Shown):
             continue
         names = re.findall(r"# (\w+) =", block)
-        assert names == ["type", *item.__slots__], block
+        assert names == ["type", *item._fields], block
         checked += len(names)
     assert checked > 100
 

@@ -5,8 +5,6 @@ Chunks have 8 bytes here, and no file is small unless a test says so.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from ftx.errors import (
@@ -1145,13 +1143,13 @@ def test_what_a_small_file_does_not_have(how: str) -> None:
         case "twice":
             ledger.begin_one(message)
         case "index":
-            message = replace(message, index=1)
+            message = message._replace(index=1)
         case "short":
-            message = replace(message, length=CHUNK - 1)
+            message = message._replace(length=CHUNK - 1)
         case "long":
-            message = replace(message, length=CHUNK + 1)
+            message = message._replace(length=CHUNK + 1)
         case "empty":
-            message = replace(message, length=0)
+            message = message._replace(length=0)
         case "early":
             ledger = OneByOne(XXH3, WINDOW)
             offer(ledger, 1)
@@ -1163,13 +1161,13 @@ def test_what_a_small_file_does_not_have(how: str) -> None:
 def test_an_empty_file_has_no_data() -> None:
     ledger, _ = fresh(1, size=0)
     with pytest.raises(ProtocolError, match="not asked for"):
-        ledger.begin_one(replace(final(), length=0))
+        ledger.begin_one(final()._replace(length=0))
 
 
 def test_only_a_file_of_one_chunk_has_a_final_data() -> None:
     ledger, _ = taken(2)
     with pytest.raises(ProtocolError, match="more than one chunk"):
-        ledger.begin_one(replace(data(0), final=True))
+        ledger.begin_one(data(0)._replace(final=True))
     ledger, _ = taken(1)
     assert arrive_whole(ledger) == [Commit(1)]
 
