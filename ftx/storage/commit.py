@@ -62,16 +62,17 @@ def publish_group(
     """
     results: list[tuple[Whole, bytes | FtxError]] = []
     ready: list[Whole] = []
-    for whole in wholes:
-        try:
-            whole.complete()
-        except OSError as error:
-            failure = disk.destination_error(whole.entry.path, error)
-            if isinstance(failure, NoSpace):
-                raise failure from error  # nothing was published yet: it can be tried again
-            results.append((whole, failure))
-        else:
-            ready.append(whole)
+    with scratch.turn:
+        for whole in wholes:
+            try:
+                whole.complete()
+            except OSError as error:
+                failure = disk.destination_error(whole.entry.path, error)
+                if isinstance(failure, NoSpace):
+                    raise failure from error  # nothing was published yet: it can be tried again
+                results.append((whole, failure))
+            else:
+                ready.append(whole)
     if fsync:
         scratch.sync(ready)
     together = fsync and scratch.syncs_together(len(ready))
@@ -106,18 +107,19 @@ def _publish_in(
             folder.make_writable()
         except OSError as error:
             return [(whole, disk.destination_error(whole.entry.path, error)) for whole in wholes]
-        for whole in wholes:
-            path = whole.entry.path
-            try:
-                name = path[len(above) + 1 :] if above else path
-                check_name(name, path)
-                name = _publish_one(scratch, whole, folder, name, policy, sync=sync)
-            except FtxError as error:
-                results.append((whole, error))
-            except OSError as error:
-                results.append((whole, disk.destination_error(path, error)))
-            else:
-                results.append((whole, above + b"/" + name if above else name))
+        with scratch.turn:
+            for whole in wholes:
+                path = whole.entry.path
+                try:
+                    name = path[len(above) + 1 :] if above else path
+                    check_name(name, path)
+                    name = _publish_one(scratch, whole, folder, name, policy, sync=sync)
+                except FtxError as error:
+                    results.append((whole, error))
+                except OSError as error:
+                    results.append((whole, disk.destination_error(path, error)))
+                else:
+                    results.append((whole, above + b"/" + name if above else name))
         if sync:
             try:
                 root.sync(parts, folder)
@@ -132,6 +134,7 @@ def _publish_one(scratch: Scratch, whole: Whole, folder: Folder, name: bytes, po
     if entry.kind is not Kind.FOLDER:
         name = _place(whole.name, scratch.folder(), folder, name, policy, entry)
         whole.there = False
+        whole.close()
         return name
     try:
         fd = disk.open_folder(name, folder=folder.fd)

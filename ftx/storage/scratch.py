@@ -5,6 +5,10 @@ together (``commit``). The folder is locked for as long as the session lives; on
 receiver left, and anybody may remove it.
 
 G5: one sync stands for all of them only where such a sync is known to report what went wrong.
+
+Several threads of a session have to do with these files, in bursts of many short system calls. Each burst holds the
+session's turn (``Scratch.turn``): so no file is used by two threads at once, and the interpreter is not handed over at
+every call, which would take half as long again as the work. Nobody waits for a sync or for room while it has the turn.
 """
 
 from __future__ import annotations
@@ -23,7 +27,6 @@ from contextlib import suppress
 from ftx.protocol.manifest import Buffer, ChunkDigests, DigestName, Entry, Grid, Kind
 from ftx.protocol.ranges import RangeSet
 from ftx.storage import disk
-from ftx.storage.inuse import InUse
 from ftx.storage.partial import SyncFailed
 from ftx.storage.paths import Folder, Root
 
@@ -36,10 +39,10 @@ GROUP_SLOW_S = 1.0
 MAX_OPEN = 64
 
 
-class Whole(InUse):
+class Whole:
     """An entry that is written in one go, or has nothing to write: a file of one chunk at most, a link, a folder.
 
-    It looks to the session like a ``Partial`` that holds nothing.
+    It looks to the session like a ``Partial`` that holds nothing. Only who has the turn may call it.
 
     Attributes:
         claimed: its path was taken from the store for it.
@@ -51,7 +54,6 @@ class Whole(InUse):
     __slots__ = ("_digest", "_scratch", "claimed", "entry", "fd", "name", "synced", "there")
 
     def __init__(self, scratch: Scratch, entry: Entry, digest: DigestName, *, claimed: bool = False) -> None:
-        super().__init__()
         self.entry = entry
         self._digest = digest
         self.claimed = claimed
@@ -95,10 +97,10 @@ class Whole(InUse):
         self._create(b"")
 
     def _create(self, payload: Buffer) -> None:
-        folder = self._scratch.folder().fd
+        scratch, entry = self._scratch, self.entry
+        folder = scratch.folder().fd
         if self.there:
             self.forget()
-        entry = self.entry
         if entry.kind is Kind.SYMLINK:
             disk.make_link(entry.target, self.name, folder=folder)
             self.there = True
@@ -113,9 +115,9 @@ class Whole(InUse):
                 disk.truncate(fd, entry.size)
             disk.set_times(fd, entry.mtime_ns)
             disk.set_mode(fd, entry.mode)
-            if self._scratch.together and entry.mode & 0o400:  # what its owner may not read cannot be opened again
+            if scratch.together and entry.mode & 0o400:  # what its owner may not read cannot be opened again
                 pass
-            elif self._scratch.keep_open():
+            elif scratch.keep_open(self):
                 self.fd, fd = fd, -1
             else:
                 disk.sync_file(fd)
@@ -124,21 +126,20 @@ class Whole(InUse):
             if fd >= 0:
                 os.close(fd)
 
-    def forget(self) -> None:
-        """Take away what was written."""
+    def close(self) -> None:
+        """It was open until it was synced."""
         if self.fd >= 0:
+            self._scratch.closed(self)
             os.close(self.fd)
             self.fd = -1
-            self._scratch.closed()
+
+    def forget(self) -> None:
+        """Take away what was written."""
+        self.close()
         self.synced = False
         if self.there:
             self.there = False
             disk.unlink(self.name, folder=self._scratch.folder().fd)
-
-    def _close(self) -> None:
-        if self.there or self.fd >= 0:
-            with suppress(OSError):  # what stays goes with the folder
-                self.forget()
 
 
 class Scratch:
@@ -147,16 +148,20 @@ class Scratch:
     Args:
         root: the destination.
         durable: what is published must be on the disk.
+
+    Attributes:
+        turn: held by whoever works on the files in it.
     """
 
     def __init__(self, root: Root, *, durable: bool) -> None:
         self._root = root
         self._durable = durable
+        self.turn = threading.Lock()
         self._folder: Folder | None = None
         self._name = b""
         self._lock = threading.Lock()
         self._together: bool | None = None
-        self._open = 0
+        self._open: set[Whole] = set()
         self._closed = False
 
     def folder(self) -> Folder:
@@ -190,17 +195,15 @@ class Scratch:
                 self._together = _syncs_together(self._folder.fd)
             return self._folder
 
-    def keep_open(self) -> bool:
+    def keep_open(self, whole: Whole) -> bool:
         """Whether a file that was written stays open until it is synced. What fails may else be told to nobody."""
-        with self._lock:
-            if self._open >= MAX_OPEN:
-                return False
-            self._open += 1
-            return True
+        if len(self._open) >= MAX_OPEN:
+            return False
+        self._open.add(whole)
+        return True
 
-    def closed(self) -> None:
-        with self._lock:
-            self._open -= 1
+    def closed(self, whole: Whole) -> None:
+        self._open.discard(whole)
 
     @property
     def together(self) -> bool:
@@ -245,10 +248,12 @@ class Scratch:
         return bool(self._together) and count >= GROUP_LEAST
 
     def close(self) -> None:
-        """Remove it with what is in it."""
+        """Remove it with what is in it. Nobody works on that any more."""
         with self._lock:
             folder, self._folder = self._folder, None
             self._closed = True
+        for whole in list(self._open):
+            whole.close()
         if folder is None:
             return
         with suppress(OSError), folder:  # what stays is nobody's any more, and goes when it expires

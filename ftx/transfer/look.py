@@ -135,17 +135,32 @@ class Looker:
         except FtxError as error:
             return [(entry.id, Reject(error.wire, str(error))) for entry in entries]
         with target:
-            return [(entry.id, self._verdict(target, entry, left)) for entry in entries]
+            with self._under_way.scratch.turn:
+                reasons = [self._reason(target, entry) for entry in entries]
+            return [
+                (entry.id, self._verdict(target, entry, reason, left))
+                for entry, reason in zip(entries, reasons, strict=True)
+            ]
 
     def _make_top(self) -> None:
         """The folder that OPEN names is nobody's entry: it is made as this user makes folders."""
         with disk.destination_errors(self._top), self._store.root.folder(components(self._top), make=True, mode=0o777):
             self._top = b""
 
-    def _verdict(self, target: Target, entry: Entry, left: Set[bytes]) -> Verdict:
-        """What is to be done for one entry. ``left``: the keys of partials that are there."""
+    def _reason(self, target: Target, entry: Entry) -> m.SkipReason | FtxError | None:
+        """Why nothing is to be done for one entry, or nothing can be."""
         try:
-            reason = target.look(entry, self._policy)
+            return target.look(entry, self._policy)
+        except FtxError as error:
+            return error
+
+    def _verdict(
+        self, target: Target, entry: Entry, reason: m.SkipReason | FtxError | None, left: Set[bytes]
+    ) -> Verdict:
+        """What is to be done for one entry. ``left``: the keys of partials that are there."""
+        if isinstance(reason, FtxError):
+            return Reject(reason.wire, str(reason))
+        try:
             has_partial = bool(left) and key_of(self._peer, entry.path) in left
             if reason is not None:
                 if has_partial and reason is m.SkipReason.SAME:

@@ -10,15 +10,16 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Any, assert_never
 
-from ftx.errors import DestinationError, FtxError, PeerSilent, Refused, Superseded, from_wire
+from ftx.errors import DestinationError, FtxError, NoSpace, PeerSilent, Refused, Superseded, from_wire
 from ftx.net.lane import Lane
 from ftx.options import ReceiveOptions
 from ftx.protocol import messages as m
 from ftx.protocol.manifest import DigestName, Entry, Kind
+from ftx.storage import disk
 from ftx.storage.partial import DIRTY_BYTES, Partial, PartialStore
 from ftx.storage.scratch import Scratch, Whole
 from ftx.transfer import events
@@ -49,6 +50,9 @@ WINDOW = 1024  #: entries that a sender may have outstanding
 ANSWERS = (m.Skip, m.Refuse, m.Receipt)
 
 _XXH3 = DigestName.XXH3_128.function
+
+#: A chunk that has come: where it belongs, what was said of it, its bytes.
+Chunk = tuple[Receiving | Small, m.Data, memoryview]
 
 
 class ReceiveSession:
@@ -94,6 +98,7 @@ class ReceiveSession:
         self._out = threading.Condition()
         self._last_word: m.Error | None = None
         self._quiet = threading.Event()
+        self._store = store
         self._looks: queue.SimpleQueue[Sequence[Entry] | None] = queue.SimpleQueue()
         self._under_way = UnderWay(store, Scratch(store.root, durable=fsync))
         self._room = Room(store, request.retry_for_s, self._say, untold.put)
@@ -259,55 +264,90 @@ class ReceiveSession:
 
     def _chunks(self, chunks: Sequence[tuple[m.Data, memoryview]]) -> None:
         """Verify and write what has arrived, and tell the ledger of all of it at once."""
-        begun: list[Partial | Whole] = []
-        written: list[tuple[Receiving | Small, int, bytes]] = []
+        sound: list[Chunk] = []
         actions: list[Action] = []
+        for (data, payload), receiving in zip(chunks, self.ledger.begin([data for data, _ in chunks]), strict=True):
+            if receiving is None:
+                continue
+            # G4: what was damaged on the way is never written.
+            if _XXH3(payload) != data.digest:
+                actions += self.ledger.damaged(receiving, data.index)
+            else:
+                sound.append((receiving, data, payload))
         try:
-            for (data, payload), receiving in zip(chunks, self.ledger.begin([data for data, _ in chunks]), strict=True):
-                if receiving is None:
-                    continue
-                # G4: what was damaged on the way is never written.
-                if _XXH3(payload) != data.digest:
-                    actions += self.ledger.damaged(receiving, data.index)
-                    continue
-                partial = self._under_way.get(data.entry)
-                if partial is None or not partial.begin():
-                    continue
-                begun.append(partial)
+            written, left = self._write_small(sound)
+            for chunk, error in left:
+                receiving, data, payload = chunk
                 try:
-                    self._room.use(receiving.entry.path, partial.write, data.index, payload)
-                except DestinationError as error:
-                    actions += self.ledger.fail(data.entry, error.wire, str(error))
-                    continue
-                digest = data.digest if self._digest is DigestName.XXH3_128 else self._digest.function(payload)
-                written.append((receiving, data.index, digest))
-            actions += self.ledger.written(written)
+                    if self._put(receiving.entry, lambda one: one.write(data.index, payload), error):  # noqa: B023
+                        written.append(chunk)
+                except DestinationError as failure:
+                    actions += self.ledger.fail(data.entry, failure.wire, str(failure))
+            digest = self._digest.function
+            if self._digest is DigestName.XXH3_128:
+                done = [(receiving, data.index, data.digest) for receiving, data, _ in written]
+            else:
+                done = [(receiving, data.index, digest(payload)) for receiving, data, payload in written]
+            actions += self.ledger.written(done)
         finally:
-            for partial in begun:
-                partial.end()
             self._act(actions)  # also when the session ends meanwhile: what failed is told
-        for partial in begun:
+        for (_, data, _), _ in left:
+            partial = self._under_way.get(data.entry)
             if self._fsync and isinstance(partial, Partial) and partial.dirty >= DIRTY_BYTES:
-                self._publisher.sync(partial.entry.id, partial)
+                self._publisher.sync(data.entry, partial)
+
+    def _write_small(self, chunks: Sequence[Chunk]) -> tuple[list[Chunk], list[tuple[Chunk, DestinationError | None]]]:
+        """Write what is written in one go: the chunks that are in place, and all others, with what went wrong."""
+        written: list[Chunk] = []
+        left: list[tuple[Chunk, DestinationError | None]] = []
+        with self._under_way.scratch.turn:
+            for chunk in chunks:
+                receiving, data, payload = chunk
+                whole = self._under_way.get(data.entry)
+                if not isinstance(whole, Whole):
+                    left.append((chunk, None))
+                    continue
+                try:
+                    self._store.check_reserve()
+                    whole.write(data.index, payload)
+                except NoSpace as error:
+                    left.append((chunk, error))
+                except OSError as error:
+                    left.append((chunk, disk.destination_error(receiving.entry.path, error)))
+                else:
+                    written.append(chunk)
+        return written, left
+
+    def _put(
+        self, entry: Entry, write: Callable[[Partial | Whole], None], error: DestinationError | None = None
+    ) -> bool:
+        """Write where ``entry`` is; once there is room, if ``error`` is that there was none. False if it has ended.
+
+        Raises:
+            DestinationError: it cannot be written.
+            LinkLost: the session is over.
+        """
+        if error is None:
+            return self._room.use(entry.path, self._under_way.do, entry.id, write)
+        if isinstance(error, NoSpace):
+            return self._room.wait(error, entry.path, self._under_way.do, entry.id, write)
+        raise error
 
     def _zeros(self, message: m.Zeros) -> None:
         place = self.ledger.zeros(message)
-        partial = self._under_way.get(message.entry)
-        if place is None or partial is None:
+        if place is None:
             return
         receiving, ranges = place
-        try:
-            with partial.use() as alive:
-                if not alive:
-                    return
 
-                for start, stop in ranges:
-                    self._room.use(receiving.entry.path, partial.write_zeros, start, stop)
-                actions = self.ledger.zeroed(receiving, ranges)
+        def write(one: Partial | Whole) -> None:
+            for start, stop in ranges:
+                one.write_zeros(start, stop)
+
+        try:
+            if self._put(receiving.entry, write):
+                self._act(self.ledger.zeroed(receiving, ranges))
         except DestinationError as error:
             self._fail(message.entry, error)
-            return
-        self._act(actions)
 
     # --- look ---
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from ftx.errors import LinkLost, NoSpace
 from ftx.protocol import messages as m
 from ftx.storage import disk
 from ftx.storage.partial import PartialStore
 from ftx.transfer import events
+
+T = TypeVar("T")
 
 ROOM_S = 0.5  #: how often a full disk is tried again
 
@@ -47,7 +49,7 @@ class Room:
         """The session is over: nobody waits any longer."""
         self._over.set()
 
-    def use(self, path: bytes, action: Callable[..., None], *args: Any) -> None:
+    def use(self, path: bytes, action: Callable[..., T], *args: Any) -> T:
         """Do ``action(*args)``, which needs space for ``path``; wait while there is none.
 
         Raises:
@@ -57,16 +59,16 @@ class Room:
         """
         try:
             self._store.check_reserve()
-            action(*args)
+            return action(*args)
         except NoSpace as error:
-            self.wait(error, path, action, *args)
+            return self.wait(error, path, action, *args)
         except OSError as error:
             failure = disk.destination_error(path, error)
             if not isinstance(failure, NoSpace):
                 raise failure from error
-            self.wait(failure, path, action, *args)
+            return self.wait(failure, path, action, *args)
 
-    def wait(self, error: NoSpace, path: bytes, action: Callable[..., None], *args: Any, reserve: bool = True) -> None:
+    def wait(self, error: NoSpace, path: bytes, action: Callable[..., T], *args: Any, reserve: bool = True) -> T:
         """There was no space for ``action``: pause until it can be done. Who gave up once does not wait again.
 
         Args:
@@ -88,8 +90,7 @@ class Room:
                     if reserve:
                         self._store.check_reserve()
                     with disk.destination_errors(path):
-                        action(*args)
-                    return
+                        return action(*args)
                 except NoSpace as again:
                     if time.monotonic() >= give_up_s:
                         self._given_up = True

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from ftx.storage.partial import Partial, PartialStore
 from ftx.storage.scratch import Scratch, Whole
@@ -37,6 +38,22 @@ class UnderWay:
     def get(self, entry_id: int) -> Partial | Whole | None:
         return self._open.get(entry_id)
 
+    def do(self, entry_id: int, what: Callable[[Partial | Whole], None]) -> bool:
+        """Do this with what an entry is written to; False if it was let go of."""
+        one = self._open.get(entry_id)
+        if isinstance(one, Whole):
+            with self.scratch.turn:
+                there = self._open.get(entry_id) is one
+                if there:
+                    what(one)
+                return there
+        if one is None:
+            return False
+        with one.use() as alive:
+            if alive:
+                what(one)
+            return alive
+
     @property
     def empty(self) -> bool:
         """No entry is under way."""
@@ -62,19 +79,16 @@ class UnderWay:
         """These were published in one go: their paths are free again."""
         with self._lock:
             wholes = [whole for entry_id in entry_ids if (whole := self._open.pop(entry_id, None))]
-        claimed = [whole for whole in wholes if isinstance(whole, Whole) and whole.claimed]
-        for whole in claimed:
-            if whole.fd >= 0:
-                whole.close()  # it was open until it was synced
-        self.store.unclaim([whole.entry.path for whole in claimed])
+        self.store.unclaim([whole.entry.path for whole in wholes if isinstance(whole, Whole) and whole.claimed])
 
     def let_go(self, partial: Partial | Whole, *, committed: bool) -> None:
         if isinstance(partial, Partial):
             self.store.release(partial, committed=committed)
-        else:
-            partial.close()
-            if partial.claimed:
-                self.store.unclaim([partial.entry.path])
+            return
+        with self.scratch.turn, suppress(OSError):  # what stays goes with the folder
+            partial.forget()
+        if partial.claimed:
+            self.store.unclaim([partial.entry.path])
 
     def close(self) -> None:
         """The session is over. ``scratch`` is closed by who knows that nobody writes into it any more."""
@@ -82,4 +96,6 @@ class UnderWay:
             left, self._open = self._open, {}
             self._over = True
         for partial in left.values():
-            self.let_go(partial, committed=False)
+            if isinstance(partial, Partial):
+                self.let_go(partial, committed=False)
+        self.store.unclaim([one.entry.path for one in left.values() if isinstance(one, Whole) and one.claimed])
