@@ -146,6 +146,8 @@ class Lane:
 
     def payload(self, length: int, buffer: memoryview) -> memoryview:
         """The ``length`` bytes behind a DATA message, in ``buffer`` or where they arrived; valid until ``receive``."""
+        if length < LARGE_PAYLOAD:
+            self._fill(length)  # and what is behind it
         have = self._end - self._start
         if have >= length:
             view = self._view[self._start : self._start + length]

@@ -113,12 +113,12 @@ class Compare(NamedTuple):
 
 
 class Commit(NamedTuple):
-    """Publish the entry, report with ``Ledger.committed``, ``Ledger.lost`` or ``Ledger.fail``; with others or alone.
+    """Publish these, report each with ``Ledger.committed``, ``Ledger.lost`` or ``Ledger.fail``; with others or alone.
 
-    Void, and to be dropped, if ``Ledger.committing`` says no: a failed sync came between.
+    Void, and to be dropped, for one of which ``Ledger.committing`` says no: a failed sync came between.
     """
 
-    entry: int
+    entries: tuple[int, ...]
 
 
 class Release(NamedTuple):

@@ -129,7 +129,7 @@ class Ledger:
             self._highest = entry_id
             entry = offered.entry(entry_id, folder)
             problem = _problem(offered)
-            if problem is None and offered.kind is Kind.FILE and offered.size <= SMALL:
+            if problem is None and entry.kind is Kind.FILE and entry.size <= SMALL:
                 self._live[entry_id] = Small(entry, folder)
                 self.bytes_offered += offered.size
                 looks.append(entry)
@@ -181,7 +181,7 @@ class Ledger:
         if isinstance(live, Small) and live.state is State.WANTED and not live.entry.size:
             live.digest = b""
             if self._root_of(live) == message.root:
-                return self._agreed(live)
+                return [Commit((self._agreed(live),))]
             live.digest = None
         receiving = self._step(message.entry, Type.FINISH)
         if receiving is None:
@@ -197,12 +197,12 @@ class Ledger:
         assert small.digest is not None
         return root_of_one(self._digest, small.digest, small.entry.size)
 
-    def _agreed(self, small: Small) -> list[Action]:
-        """All of a small file is there, and the sender has said FINISH."""
+    def _agreed(self, small: Small) -> int:
+        """All of a small file is there, and the sender has said FINISH: it is to be committed."""
         small.state = State.FINISHED
         small.root = self._root_of(small)
         small.committing = True
-        return [Commit(small.entry.id)]
+        return small.entry.id
 
     def _cancel(self, message: m.Cancel) -> list[Action]:
         receiving = self._step(message.entry, Type.CANCEL)
@@ -231,16 +231,20 @@ class Ledger:
         Raises:
             ProtocolError: one was never offered or asked for, or has the wrong length.
         """
+        places: list[Receiving | Small | None] = []
         with self._lock:
-            return [self._begin(data) for data in chunks]
+            for data in chunks:
+                live = self._live.get(data.entry)
+                fresh = isinstance(live, Small) and not live.begun and live.state is State.WANTED
+                if isinstance(live, Small) and fresh and data.index == 0 and data.length == live.entry.size > 0:
+                    live.begun = True
+                    live.final = data.final
+                    places.append(live)
+                else:
+                    places.append(self._begin(data))
+        return places
 
-    def _begin(self, data: m.Data) -> Receiving | Small | None:
-        live = self._live.get(data.entry)
-        fresh = isinstance(live, Small) and live.state is State.WANTED and not live.begun
-        if isinstance(live, Small) and fresh and data.index == 0 and data.length == live.entry.size > 0:
-            live.begun = True
-            live.final = data.final
-            return live
+    def _begin(self, data: m.Data) -> Receiving | None:
         receiving = self._step(data.entry, Type.DATA)
         if receiving is None:
             return None
@@ -259,18 +263,22 @@ class Ledger:
     def written(self, chunks: Sequence[tuple[Receiving | Small, int, bytes]]) -> list[Action]:
         """Chunks were verified and written: what ``begin`` said of each, its index, its digest."""
         actions: list[Action] = []
+        ready: list[int] = []
         with self._lock:
             for where, index, digest in chunks:
-                actions += self._written(where, index, digest)
+                live = self._live.get(where.entry.id)
+                if isinstance(live, Small):
+                    live.digest = digest
+                    self.bytes_received += live.entry.size
+                    if live.final:
+                        ready.append(self._agreed(live))
+                else:
+                    actions += self._written(live if isinstance(where, Small) else where, index, digest)
+        if ready:
+            actions.append(Commit(tuple(ready)))
         return actions
 
-    def _written(self, where: Receiving | Small, index: int, digest: bytes) -> list[Action]:
-        live = self._live.get(where.entry.id)
-        if isinstance(live, Small):
-            live.digest = digest
-            self.bytes_received += live.entry.size
-            return self._agreed(live) if live.final else []
-        receiving = live if isinstance(where, Small) else where
+    def _written(self, receiving: Receiving | None, index: int, digest: bytes) -> list[Action]:
         if receiving is None:
             return []  # it has ended meanwhile
         receiving.writing -= 1
@@ -367,7 +375,7 @@ class Ledger:
                 receiving.digests = ChunkDigests(receiving.grid, self._digest)
                 receiving.root = receiving.digests.root()
                 receiving.committing = True
-                return [Commit(entry_id)]
+                return [Commit((entry_id,))]
 
     def _take(self, receiving: Receiving, found: Take) -> list[Action]:
         receiving.state = next_state(receiving.entry.id, receiving.state, Type.WANT)
@@ -500,7 +508,7 @@ class Ledger:
             return []
         if digests.root() == receiving.root:
             receiving.committing = True
-            return [Commit(receiving.entry.id)]
+            return [Commit((receiving.entry.id,))]
         # What was held before this session is the suspect; if nothing was, everything is. Once all of that
         # agreed chunk by chunk and the root still differs, the sender contradicts itself.
         if receiving.disagreed or not receiving.grid.count:

@@ -64,7 +64,7 @@ class Publisher:
         self.steps = 0
         self.working = False
         self._work = threading.Condition()
-        self._urgent: deque[Commit | Compare] = deque()
+        self._urgent: deque[int | Compare] = deque()  # entries to be published, chunks to be compared
         self._gathering = False
         self._rehash: deque[tuple[int, int, int]] = deque()  # (entry, start, stop)
         self._back = memoryview(b"")
@@ -73,10 +73,13 @@ class Publisher:
         """Have this done."""
         with self._work:
             for action in actions:
-                if isinstance(action, Rehash):
-                    self._rehash.extend((action.entry, start, stop) for start, stop in action.ranges)
-                else:
-                    self._urgent.append(action)
+                match action:
+                    case Commit():
+                        self._urgent.extend(action.entries)
+                    case Compare():
+                        self._urgent.append(action)
+                    case Rehash():
+                        self._rehash.extend((action.entry, start, stop) for start, stop in action.ranges)
             if not self._gathering or len(self._urgent) >= GATHER:  # waking a thread for each would cost more
                 self._work.notify_all()
 
@@ -118,9 +121,9 @@ class Publisher:
     def _next_commits(self) -> list[int]:
         """The entries that wait to be published, as far as nothing else is before them."""
         group: list[int] = []
-        while self._urgent and len(group) < GROUP and isinstance(commit_ := self._urgent[0], Commit):
+        while self._urgent and len(group) < GROUP and isinstance(entry_id := self._urgent[0], int):
             self._urgent.popleft()
-            group.append(commit_.entry)
+            group.append(entry_id)
         return group
 
     def _next_rehash(self) -> tuple[int, int] | None:
@@ -163,52 +166,52 @@ class Publisher:
 
     def _publish_all(self, entry_ids: Sequence[int]) -> None:
         """Publish what was written in one go together, and every other entry by itself."""
-        wholes: dict[Whole, int] = {}
+        wholes: list[Whole] = []
         for entry_id in self._ledger.committing(entry_ids):
             partial = self._under_way.get(entry_id)
-            if partial is None:
-                continue
             if isinstance(partial, Whole):
-                wholes[partial] = entry_id
-            else:
+                wholes.append(partial)
+            elif partial is not None:
                 self._publish(entry_id, partial)
         if wholes:
             self._publish_group(wholes)
 
-    def _publish_group(self, wholes: dict[Whole, int]) -> None:
+    def _publish_group(self, wholes: Sequence[Whole]) -> None:
         """Publish what was written in one go. What finds no room waits for it; what was published is not touched."""
         scratch, root = self._under_way.scratch, self._under_way.store.root
-        left = dict(wholes)
+        left = list(wholes)
         actions: list[Action] = []
         published: list[tuple[int, bytes]] = []
 
         def publish() -> None:
+            nonlocal left
+            results = commit.publish_group(root, scratch, left, self._policy, fsync=self._fsync)
+            left = []
             full: NoSpace | None = None
-            for whole, result in commit.publish_group(root, scratch, list(left), self._policy, fsync=self._fsync):
-                if isinstance(result, NoSpace):
+            for whole, result in results:
+                if isinstance(result, bytes):
+                    published.append((whole.entry.id, result))
+                elif isinstance(result, NoSpace):
                     full = result
-                    continue
-                entry_id = left.pop(whole)
-                if isinstance(result, FtxError):
-                    actions.extend(self._ledger.fail(entry_id, result.wire, str(result)))
+                    left.append(whole)
                 else:
-                    published.append((entry_id, result))
+                    actions.extend(self._ledger.fail(whole.entry.id, result.wire, str(result)))
             if full is not None:
                 raise full
 
         try:
-            self._room.use(next(iter(wholes)).entry.path, publish)
+            self._room.use(wholes[0].entry.path, publish)
         except NoSpace as error:
-            for entry_id in left.values():
-                actions += self._ledger.fail(entry_id, error.wire, str(error))
+            for whole in left:
+                actions += self._ledger.fail(whole.entry.id, error.wire, str(error))
         except LinkLost:
             pass  # while it waited for room: what was published is told all the same
         except SyncFailed as failure:
-            for whole, entry_id in left.items():
+            for whole in left:
                 if whole.chunks:
-                    self._lost(entry_id, SyncFailed(RangeSet([(0, whole.chunks)]), failure.error))
+                    self._lost(whole.entry.id, SyncFailed(RangeSet([(0, whole.chunks)]), failure.error))
                 else:
-                    self._fail(entry_id, DestinationError(f"{disk.show(whole.entry.path)}: {failure}"))
+                    self._fail(whole.entry.id, DestinationError(f"{disk.show(whole.entry.path)}: {failure}"))
         self._under_way.published([entry_id for entry_id, _ in published])
         self._act(self._ledger.committed(published, durable=self._fsync) + actions)
 

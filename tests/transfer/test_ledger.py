@@ -147,7 +147,7 @@ def committing(count: int = 3) -> OneByOne:
     """A ledger with entry 1 handed to commit."""
     ledger, _ = taken(count)
     arrive(ledger, *range(count))
-    assert finish(ledger, root_of(count)) == [Commit(1)]
+    assert finish(ledger, root_of(count)) == [Commit((1,))]
     return ledger
 
 
@@ -260,7 +260,7 @@ def test_a_fresh_file_is_wanted_whole() -> None:
 def test_an_empty_file_is_wanted_too() -> None:
     ledger, actions = taken(0)
     assert actions == [want()]
-    assert finish(ledger, root_of(0)) == [Commit(1)]
+    assert finish(ledger, root_of(0)) == [Commit((1,))]
 
 
 def test_g2_g3_what_is_missing_is_wanted_at_once_and_what_is_held_is_read_behind_it() -> None:
@@ -295,13 +295,13 @@ def test_g1_an_entry_is_committed_when_all_is_there_and_agreed() -> None:
     ledger, _ = taken()
     assert arrive(ledger, 2, 0) == []
     assert finish(ledger, root_of(3)) == []
-    assert arrive(ledger, 1) == [Commit(1)]
+    assert arrive(ledger, 1) == [Commit((1,))]
 
 
 def test_g1_finish_may_come_last() -> None:
     ledger, _ = taken()
     assert arrive(ledger, 0, 1, 2) == []
-    assert finish(ledger, root_of(3)) == [Commit(1)]
+    assert finish(ledger, root_of(3)) == [Commit((1,))]
 
 
 def test_g1_a_chunk_that_is_still_being_written_is_waited_for() -> None:
@@ -311,7 +311,7 @@ def test_g1_a_chunk_that_is_still_being_written_is_waited_for() -> None:
     assert one is not None
     finish(ledger, root_of(2))
     assert ledger.written_one(one, 1, XXH3.function(chunk(1))) == []
-    assert ledger.written_one(one, 0, XXH3.function(chunk(0))) == [Commit(1)]
+    assert ledger.written_one(one, 0, XXH3.function(chunk(0))) == [Commit((1,))]
 
 
 def test_g4_what_was_known_of_a_chunk_is_void_while_it_is_missing() -> None:
@@ -320,7 +320,7 @@ def test_g4_what_was_known_of_a_chunk_is_void_while_it_is_missing() -> None:
     receiving = ledger.begin_one(data(0))
     assert receiving is not None
     assert finish(ledger, root_of(1)) == []
-    assert ledger.written_one(receiving, 0, XXH3.function(chunk(0))) == [Commit(1)]
+    assert ledger.written_one(receiving, 0, XXH3.function(chunk(0))) == [Commit((1,))]
 
 
 def test_g4_what_was_known_of_a_chunk_is_void_while_it_is_doubted() -> None:
@@ -341,7 +341,7 @@ def test_g4_a_damaged_chunk_is_wanted_again() -> None:
     receiving = ledger.begin_one(data(0))
     assert receiving is not None
     assert ledger.damaged(receiving, 0) == [want((0, 1))]
-    assert arrive(ledger, 0) == [Commit(1)]
+    assert arrive(ledger, 0) == [Commit((1,))]
     assert ledger.bytes_received == 2 * CHUNK
 
 
@@ -413,7 +413,7 @@ def test_zeros_count_as_chunks_of_zeros() -> None:
     digests = digests_of(3)
     digests.set_ranges_zero(spans((0, 1), (2, 3)))
     assert finish(ledger, digests.root()) == []
-    assert ledger.zeroed(receiving, ranges) == [Commit(1)]
+    assert ledger.zeroed(receiving, ranges) == [Commit((1,))]
     assert ledger.bytes_received == CHUNK
 
 
@@ -437,7 +437,7 @@ def test_g4_what_is_held_is_read_before_the_commit() -> None:
     ledger, _ = taken(2, held=spans((0, 2)))
     assert finish(ledger, root_of(2)) == []
     assert ledger.rehashed(1, 1, XXH3.function(chunk(1))) == []
-    assert ledger.rehashed(1, 0, XXH3.function(chunk(0))) == [Commit(1)]
+    assert ledger.rehashed(1, 0, XXH3.function(chunk(0))) == [Commit((1,))]
     assert ledger.rehashed(1, 0, XXH3.function(chunk(0))) == []  # once is enough
 
 
@@ -446,7 +446,7 @@ def test_g4_a_held_chunk_that_cannot_be_read_is_wanted() -> None:
     finish(ledger, root_of(2))
     assert ledger.rehashed(1, 1, None) == [want((1, 2))]
     assert ledger.bytes_held == CHUNK
-    assert arrive(ledger, 1) == [Commit(1)]
+    assert arrive(ledger, 1) == [Commit((1,))]
 
 
 def test_g4_rot_is_found_by_the_root_and_only_it_is_sent_again() -> None:
@@ -458,7 +458,7 @@ def test_g4_rot_is_found_by_the_root_and_only_it_is_sent_again() -> None:
     assert ledger.rehashed(1, 3, XXH3.function(chunk(3))) == [Say(m.AskDigests(1, XXH3, 1, 3))]
     answer = m.Digests(1, XXH3, 1, digests_of(4).slice(1, 4))
     assert ledger.receive(answer) == [want((2, 3))]
-    assert arrive(ledger, 2) == [Commit(1)]
+    assert arrive(ledger, 2) == [Commit((1,))]
     assert ledger.bytes_held == 2 * CHUNK
 
 
@@ -471,7 +471,7 @@ def test_g4_rot_is_repaired_when_all_answers_are_there(monkeypatch: pytest.Monke
     assert ledger.receive(m.Digests(1, XXH3, 0, digests_of(4).slice(0, 2))) == [want((0, 2))]
     assert arrive(ledger, 0, 1) == []  # the second answer is still on its way
     assert ledger.receive(m.Digests(1, XXH3, 2, digests_of(4).slice(2, 4))) == [want((2, 4))]
-    assert arrive(ledger, 2, 3) == [Commit(1)]
+    assert arrive(ledger, 2, 3) == [Commit((1,))]
 
 
 def test_g4_a_report_about_what_was_repaired_meanwhile_does_not_count() -> None:
@@ -479,14 +479,14 @@ def test_g4_a_report_about_what_was_repaired_meanwhile_does_not_count() -> None:
     assert ledger.rehashed(1, 0, None) == [want((0, 1))]
     arrive(ledger, 0)
     assert ledger.rehashed(1, 0, XXH3.function(b"rotten")) == []
-    assert finish(ledger, root_of(1)) == [Commit(1)]
+    assert finish(ledger, root_of(1)) == [Commit((1,))]
 
 
 def test_what_is_wanted_again_need_not_be_read() -> None:
     ledger, _ = taken(1, held=spans((0, 1)))
     assert ledger.lost(1, spans((0, 1))) == [want((0, 1))]
     arrive(ledger, 0)
-    assert finish(ledger, root_of(1)) == [Commit(1)]
+    assert finish(ledger, root_of(1)) == [Commit((1,))]
 
 
 def test_g4_a_sender_that_contradicts_itself_is_refused() -> None:
@@ -526,14 +526,14 @@ def test_equal_chunks_of_another_version_are_kept_and_others_wanted() -> None:
     found = [(0, XXH3.function(chunk(0))), (1, None), (2, XXH3.function(chunk(2)))]
     assert ledger.compared(1, found) == [want((1, 2))]
     assert ledger.bytes_held == 2 * CHUNK
-    assert arrive(ledger, 1) == [Commit(1)]
+    assert arrive(ledger, 1) == [Commit((1,))]
 
 
 def test_an_unchanged_file_is_committed_when_it_was_compared() -> None:
     ledger, _ = taken(1, doubted=spans((0, 1)))
     finish(ledger, root_of(1))
     ledger.receive(m.Digests(1, SHA, 0, SHA.function(chunk(0))))
-    assert ledger.compared(1, [(0, XXH3.function(chunk(0)))]) == [Commit(1)]
+    assert ledger.compared(1, [(0, XXH3.function(chunk(0)))]) == [Commit((1,))]
 
 
 def test_g8_few_asks_are_open_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -597,14 +597,14 @@ def test_g5_what_the_disk_lost_is_wanted_again_and_committed_anew() -> None:
     ledger = committing()
     assert ledger.lost(1, spans((0, 1), (2, 3))) == [want((0, 1), (2, 3))]
     assert arrive(ledger, 0) == []
-    assert arrive(ledger, 2) == [Commit(1)]
+    assert arrive(ledger, 2) == [Commit((1,))]
 
 
 def test_a_disk_that_goes_on_losing_fails_the_entry() -> None:
     ledger = committing(1)
     for _ in range(m.MAX_REPAIRS):
         ledger.lost(1, spans((0, 1)))
-        assert arrive(ledger, 0) == [Commit(1)]
+        assert arrive(ledger, 0) == [Commit((1,))]
     assert shape(ledger.lost(1, spans((0, 1)))) == refused(IntegrityError.wire)
 
 
@@ -618,7 +618,7 @@ def test_g2_what_is_on_its_way_already_is_not_asked_for_twice() -> None:
 
 def test_a_failed_sync_that_lost_nothing_commits_again() -> None:
     ledger = committing()
-    assert ledger.lost(1, RangeSet()) == [Commit(1)]
+    assert ledger.lost(1, RangeSet()) == [Commit((1,))]
 
 
 def test_a_commit_that_fails_refuses_the_entry() -> None:
@@ -722,7 +722,7 @@ def test_counts_stay_equal_when_a_cancel_crosses_the_answer(case: str) -> None:
             to_sender(plan, ledger.looked_one(1, take(1, held=spans((0, 1)), known=(0,))))
             assert plan.next(control=True, bulk=True)
             plan.checked(1, manifest.Pin.SAME)
-            assert to_receiver(plan, ledger) == [Commit(1)]
+            assert to_receiver(plan, ledger) == [Commit((1,))]
             answer = ledger.committed_one(1, durable=True)
     plan.cancel(1, m.WITHDRAWN, "")
     assert to_receiver(plan, ledger) == []  # ended already
@@ -819,7 +819,7 @@ MADE = m.Receipt((m.ReceiptItem(1, m.ReceiptFlags.DURABLE, ChunkDigests(Grid.of(
 def test_g5_a_folder_or_link_is_made_and_its_receipt_follows(kind: Kind) -> None:
     ledger = OneByOne(XXH3, WINDOW)
     assert looked_at(ledger.receive(m.Folder(b"", 1, (bare(kind=kind),)))) == [1]
-    assert ledger.looked_one(1, Make()) == [Commit(1)]
+    assert ledger.looked_one(1, Make()) == [Commit((1,))]
     assert ledger.committing([1])
     assert ledger.committed_one(1, durable=True) == [Say(MADE)]
     (outcome,) = ledger.ended()
@@ -924,10 +924,10 @@ def test_a_folder_waits_for_what_is_in_it_however_that_ends(end: str) -> None:
             actions = ledger.receive(m.Cancel(1, m.WITHDRAWN, "it changed"))
         case "committed":
             arrive(ledger, 0)
-            assert finish(ledger, root_of(1)) == [Commit(1)]
+            assert finish(ledger, root_of(1)) == [Commit((1,))]
             actions = ledger.committed_one(1, durable=True)
     assert looked_at(actions[-1:]) == [100]
-    assert ledger.looked_one(100, Make()) == [Commit(100)]
+    assert ledger.looked_one(100, Make()) == [Commit((100,))]
 
 
 def test_a_folder_waits_only_for_what_is_right_below_it() -> None:
@@ -945,7 +945,7 @@ def test_folders_wait_for_each_other_from_the_inside_out() -> None:
     assert ledger.receive(m.Folder(b"a", 2, (bare(b"b"),))) == []
     assert ledger.receive(m.Folder(b"", 3, (bare(b"a"),))) == []
     assert looked_at(ledger.looked_one(1, Leave(m.SkipReason.SAME))[1:]) == [2]
-    assert ledger.looked_one(2, Make()) == [Commit(2)]
+    assert ledger.looked_one(2, Make()) == [Commit((2,))]
     assert looked_at(ledger.committed_one(2, durable=True)[1:]) == [3]
 
 
@@ -1029,8 +1029,8 @@ def arrive_whole(ledger: OneByOne, entry: int = 1) -> list[Action]:
 def test_small_files_are_wanted_together_and_each_is_committed_by_its_data() -> None:
     ledger, actions = fresh(3)
     assert actions == [Say(m.WantAll((1, 2, 3)))]
-    assert arrive_whole(ledger, 2) == [Commit(2)]
-    assert arrive_whole(ledger, 1) == [Commit(1)]
+    assert arrive_whole(ledger, 2) == [Commit((2,))]
+    assert arrive_whole(ledger, 1) == [Commit((1,))]
     assert not ledger.committing([3])
     root = root_of(1)
     receipts = tuple(m.ReceiptItem(entry_id, m.ReceiptFlags.DURABLE, root) for entry_id in (2, 1))
@@ -1055,7 +1055,7 @@ def test_receipts_keep_to_their_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_empty_file_is_committed_by_its_finish() -> None:
     ledger, actions = fresh(1, size=0)
     assert actions == [Say(m.WantAll((1,)))]
-    assert finish(ledger, root_of(0)) == [Commit(1)]
+    assert finish(ledger, root_of(0)) == [Commit((1,))]
     ledger, _ = fresh(1, size=0)
     assert shape(finish(ledger, root_of(1))) == refused(IntegrityError.wire)
 
@@ -1076,7 +1076,7 @@ def test_g1_a_small_file_whose_data_is_not_final_waits_for_finish() -> None:
     receiving = ledger.begin_one(data(0))
     assert receiving is not None
     assert ledger.written_one(receiving, 0, XXH3.function(chunk(0))) == []
-    assert finish(ledger, root_of(1)) == [Commit(1)]
+    assert finish(ledger, root_of(1)) == [Commit((1,))]
 
 
 @pytest.mark.usefixtures("small")
@@ -1092,7 +1092,7 @@ def test_g4_a_small_file_that_contradicts_its_finish_is_refused() -> None:
 @pytest.mark.usefixtures("small")
 def test_g4_a_final_data_and_another_finish_contradict_each_other() -> None:
     ledger, _ = fresh(1)
-    assert arrive_whole(ledger) == [Commit(1)]
+    assert arrive_whole(ledger) == [Commit((1,))]
     assert finish(ledger, root_of(1)) == []
     with pytest.raises(ProtocolError, match="another root"):
         finish(ledger, root_of(2))
@@ -1105,7 +1105,7 @@ def test_g4_a_small_file_that_was_damaged_is_wanted_again() -> None:
         where = ledger.begin_one(final())
         assert where is not None
         assert ledger.damaged(where, 0) == [want((0, 1))]
-    assert arrive_whole(ledger) == [Commit(1)]
+    assert arrive_whole(ledger) == [Commit((1,))]
     assert ledger.bytes_received == (1 + m.MAX_REPAIRS) * CHUNK
     ledger, _ = fresh(1)
     for again in range(1 + m.MAX_REPAIRS):
@@ -1122,7 +1122,7 @@ def test_g4_a_small_file_that_was_damaged_may_be_repaired_by_data_that_is_not_fi
     where = ledger.begin_one(final())
     assert where is not None
     ledger.damaged(where, 0)
-    assert arrive(ledger, 0) == [Commit(1)]  # its FINISH was said with the first
+    assert arrive(ledger, 0) == [Commit((1,))]  # its FINISH was said with the first
 
 
 @pytest.mark.usefixtures("small")
@@ -1131,7 +1131,7 @@ def test_g5_a_small_file_that_the_disk_lost_is_wanted_again() -> None:
     arrive_whole(ledger)
     assert ledger.lost(1, spans((0, 1))) == [want((0, 1))]
     assert not ledger.committing([1])
-    assert arrive(ledger, 0) == [Commit(1)]
+    assert arrive(ledger, 0) == [Commit((1,))]
 
 
 @pytest.mark.usefixtures("small")
@@ -1169,7 +1169,7 @@ def test_only_a_file_of_one_chunk_has_a_final_data() -> None:
     with pytest.raises(ProtocolError, match="more than one chunk"):
         ledger.begin_one(data(0)._replace(final=True))
     ledger, _ = taken(1)
-    assert arrive_whole(ledger) == [Commit(1)]
+    assert arrive_whole(ledger) == [Commit((1,))]
 
 
 @pytest.mark.usefixtures("small")
@@ -1180,7 +1180,7 @@ def test_a_small_file_that_is_cancelled(written: bool) -> None:
     where = ledger.begin_one(final())
     assert where is not None
     if written:
-        assert ledger.written_one(where, 0, XXH3.function(chunk(0))) == [Commit(1)]
+        assert ledger.written_one(where, 0, XXH3.function(chunk(0))) == [Commit((1,))]
         assert ledger.receive(m.Cancel(1, m.WITHDRAWN, "")) == []
         (say,) = ledger.committed([(1, b"a/f0")], durable=True)
         assert isinstance(say, Say)
@@ -1228,7 +1228,7 @@ def test_a_small_file_of_which_something_is_held() -> None:
     ]
     assert ledger.looked_one(3, Leave(m.SkipReason.SAME)) == [Say(m.Skip((m.SkipItem(3, m.SkipReason.SAME),)))]
     finish(ledger, root_of(1))
-    assert ledger.rehashed(1, 0, XXH3.function(chunk(0))) == [Commit(1)]
+    assert ledger.rehashed(1, 0, XXH3.function(chunk(0))) == [Commit((1,))]
 
 
 @pytest.mark.usefixtures("small")

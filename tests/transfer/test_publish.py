@@ -69,7 +69,7 @@ class Session:
             partial = self.under_way.get(entry_id)
             assert partial is not None
             partial.write(0, DATA)
-            assert self.ledger.written_one(where, 0, XXH3.function(DATA)) == [Commit(entry_id)]
+            assert self.ledger.written_one(where, 0, XXH3.function(DATA)) == [Commit((entry_id,))]
 
     def publish(self, ids: list[int]) -> list[Action]:
         """What the session then says and does."""
@@ -154,7 +154,7 @@ def test_g5_a_commit_that_is_void_publishes_nothing(session: Session, monkeypatc
         where = session.ledger.begin_one(m.Data(entry_id, index, XXH3.function(payload), len(payload)))
         partial.write(index, payload)
         session.ledger.written_one(where, index, XXH3.function(payload))
-    assert session.ledger.receive(m.Finish(entry_id, partial.digests.root())) == [Commit(entry_id)]
+    assert session.ledger.receive(m.Finish(entry_id, partial.digests.root())) == [Commit((entry_id,))]
     session.ledger.lost(entry_id, RangeSet([(1, 2)]))
     calls = record(monkeypatch, "rename", "link")
     assert session.publish([entry_id]) == []

@@ -550,7 +550,8 @@ class World:
                     for entry in action.entries:
                         self.note_turn(entry.id)
                 case ledger.Commit():
-                    self.note_turn(action.entry)
+                    for entry_id in action.entries:
+                        self.note_turn(entry_id)
         self.record.theirs |= {outcome.entry.id: outcome for outcome in self.ledger.ended()}
         for action in actions:
             match action:
@@ -757,11 +758,11 @@ class World:
                     self.act("work", self.ledger.compared(task.entry, found))
                     self.events["compared"] += 1
             case ledger.Commit():
-                group = [task.entry]
+                group = [*task.entries]
                 if self.rng.random() < 0.5:
                     others = [other for other in self.tasks if isinstance(other, ledger.Commit)]
                     self.tasks = [other for other in self.tasks if not isinstance(other, ledger.Commit)]
-                    group += [other.entry for other in others]
+                    group += [entry_id for other in others for entry_id in other.entries]
                 yield from self.publish(group)
 
     def publish(self, group: list[int]) -> Iterator[None]:
