@@ -72,6 +72,7 @@ class Lane:
         self._left_s: float | None = self.last_received_s  # since when nobody waits; None while somebody does
         self.greeted = False
         self._limited = False
+        self._tells = log.isEnabledFor(logging.DEBUG)  # asked once: there may be millions of frames
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             with suppress(OSError):  # it is reset already: whoever uses it is told
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -112,24 +113,23 @@ class Lane:
                 log.debug("< (unknown optional frame of type %#04x)", message.type)
                 continue
             self.order.receive(Type(header.type))
-            if log.isEnabledFor(logging.DEBUG):
+            if self._tells:
                 log.debug("< %s", message)
             return message, frame
 
     def arrived(self) -> m.Data | None:
-        """The next message, if it is a DATA that has arrived with its payload; else None, and it is ``receive``'s.
+        """Behind a DATA: the next message, if it is another one that has arrived with its payload.
 
-        Nothing is waited for and nothing moves in the buffer: payloads before it stay valid. ``payload`` must follow.
+        Else None, and it is ``receive``'s. Nothing is waited for and nothing moves in the buffer: payloads before it
+        stay valid. ``payload`` must follow.
 
         Raises:
             LinkLost: the frame was damaged.
-            ProtocolError: it must not come now.
         """
         data = codec.data_in(self._buffer, self._start, self._end)
-        if data is not None:
+        if data is not None:  # in order, as the one before it was: DATA changes no phase
             self._start += codec.DATA_PREFIX
-            self.order.receive(Type.DATA)
-            if log.isEnabledFor(logging.DEBUG):
+            if self._tells:
                 log.debug("< %s", data)
         return data
 
@@ -245,14 +245,14 @@ class Lane:
 
     def _frame(self, message: m.Message) -> bytes:
         self.order.send(codec.TYPE_OF[type(message)])
-        if log.isEnabledFor(logging.DEBUG):
+        if self._tells:
             log.debug("> %s", message)
         return codec.encode(message)
 
     def queue_data(self, data: m.Data, payload: Buffer) -> None:
         """Send one chunk: a small one like ``queue``, a large one at once and without a copy."""
         self.order.send(Type.DATA)
-        if log.isEnabledFor(logging.DEBUG):
+        if self._tells:
             log.debug("> %s", data)
         self._queued += codec.encode_data(data.entry, data.index, data.digest, data.length, final=data.final)
         if data.length < LARGE_PAYLOAD:

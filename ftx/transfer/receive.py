@@ -304,18 +304,18 @@ class ReceiveSession:
             for chunk in chunks:
                 receiving, data, payload = chunk
                 whole = self._under_way.get(data.entry)
-                if not isinstance(whole, Whole):
-                    left.append((chunk, None))
-                    continue
-                try:
-                    self._store.check_reserve()
-                    whole.write(data.index, payload)
-                except NoSpace as error:
-                    left.append((chunk, error))
-                except OSError as error:
-                    left.append((chunk, disk.destination_error(receiving.entry.path, error)))
+                if isinstance(whole, Whole):
+                    try:
+                        self._store.check_reserve()
+                        whole.write(data.index, payload)
+                    except NoSpace as error:
+                        left.append((chunk, error))
+                    except OSError as error:
+                        left.append((chunk, disk.destination_error(receiving.entry.path, error)))
+                    else:
+                        written.append(chunk)
                 else:
-                    written.append(chunk)
+                    left.append((chunk, None))
         return written, left
 
     def _put(
