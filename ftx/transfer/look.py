@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable, Sequence, Set
+from typing import TypeGuard
 
 from ftx.errors import DestinationError, FtxError, NoSpace
 from ftx.options import Exists
@@ -22,7 +23,7 @@ TICK_S = 0.05
 #: Partials that one session has open, with three descriptors each (G8); further offers wait.
 MAX_PARTIALS = 64
 #: Not an answer: the entry is looked at again when others have ended.
-LATER = Reject(0, "too many are open")
+LATER = Reject(0, "not now")
 
 
 class Looker:
@@ -50,23 +51,39 @@ class Looker:
         self._policy = policy
         self._digest = digest
         self._fsync = fsync
+        self._offers: queue.SimpleQueue[Sequence[Entry] | None] = queue.SimpleQueue()
         self._later: list[Sequence[Entry]] = []  # batches that wait
         self._full: NoSpace | None = None  # what the last of them that found no room was told
 
-    def run(
-        self,
-        offers: queue.SimpleQueue[Sequence[Entry] | None],
-        answer: Callable[[list[tuple[int, Verdict]]], None],
-        stopped: Callable[[], bool],
-    ) -> None:
-        """See what the disk has for each offer, folder by folder, until there comes None.
+    def look(self, entries: Sequence[Entry]) -> list[tuple[int, Verdict]]:
+        """See what the disk has for these entries of one folder; what is not to be told at once is ``run``'s to answer.
+
+        Nearly all that is small is told here, in the thread that has received the offers: another one would cost more.
+        """
+        now: list[tuple[int, Verdict]] = []
+        later: list[Entry] = []
+        for entry, (_, verdict) in zip(entries, self.verdicts(entries, at_once=True), strict=True):
+            if self._must_wait(verdict):
+                later.append(entry)
+            else:
+                now.append((entry.id, verdict))
+        if later:
+            self._offers.put(later)
+        return now
+
+    def end(self) -> None:
+        """The session is over: ``run`` is to return."""
+        self._offers.put(None)
+
+    def run(self, answer: Callable[[list[tuple[int, Verdict]]], None], stopped: Callable[[], bool]) -> None:
+        """See to what ``look`` left, until ``end`` is called.
 
         A pause holds every entry of the session. So what finds no room waits behind all others, and the session
         pauses when nothing else is left to do. What would take too many descriptors waits until others have ended.
         """
         while not stopped():
             try:
-                entries = offers.get(timeout=TICK_S if self._later else None)
+                entries = self._offers.get(timeout=TICK_S if self._later else None)
             except queue.Empty:
                 if self._full is None:
                     if self._under_way.count <= MAX_PARTIALS // 2:
@@ -74,7 +91,7 @@ class Looker:
                 elif self._under_way.empty:
                     try:
                         # What needs nothing is answered also where there is no room at all.
-                        self._room.wait(self._full, b"", self._look_until_room, offers, answer, reserve=False)
+                        self._room.wait(self._full, b"", self._look_until_room, answer, reserve=False)
                     except NoSpace:
                         self._look_again(answer)  # nobody makes room: the answer is no, if anybody waits for one
                 continue
@@ -86,11 +103,10 @@ class Looker:
         now: list[tuple[int, Verdict]] = []
         later: list[Entry] = []
         for entry, (_, verdict) in zip(entries, self.verdicts(entries), strict=True):
-            if isinstance(verdict, Reject) and verdict.code == NoSpace.wire and self._room.patient:
-                self._full = NoSpace(verdict.message)
+            if self._must_wait(verdict):
                 later.append(entry)
-            elif verdict is LATER:
-                later.append(entry)
+                if verdict is not LATER:
+                    self._full = NoSpace(verdict.message)
             else:
                 now.append((entry.id, verdict))
         if now:
@@ -98,33 +114,39 @@ class Looker:
         if later:
             self._later.append(later)
 
+    def _must_wait(self, verdict: Verdict) -> TypeGuard[Reject]:
+        """Whether this is no answer yet: a later look may find room, or fewer open."""
+        if not isinstance(verdict, Reject):
+            return False
+        return verdict is LATER or (verdict.code == NoSpace.wire and self._room.patient)
+
     def _look_again(self, answer: Callable[[list[tuple[int, Verdict]]], None]) -> None:
         """At all that waits."""
         again, self._later, self._full = self._later, [], None
         for entries in again:
             self._look(entries, answer)
 
-    def _look_until_room(
-        self,
-        offers: queue.SimpleQueue[Sequence[Entry] | None],
-        answer: Callable[[list[tuple[int, Verdict]]], None],
-    ) -> None:
+    def _look_until_room(self, answer: Callable[[list[tuple[int, Verdict]]], None]) -> None:
         """In a pause: at all that waits, and at what comes meanwhile.
 
         Raises:
             NoSpace: there is nothing to do but to wait on.
         """
         self._look_again(answer)
-        while not offers.empty():
-            if (entries := offers.get()) is None:
-                offers.put(None)
+        while not self._offers.empty():
+            if (entries := self._offers.get()) is None:
+                self._offers.put(None)
                 break
             self._look(entries, answer)
         if self._full is not None and self._under_way.empty:
             raise self._full
 
-    def verdicts(self, entries: Sequence[Entry]) -> list[tuple[int, Verdict]]:
-        """What there is for each of these entries of one folder, by their ids."""
+    def verdicts(self, entries: Sequence[Entry], *, at_once: bool = False) -> list[tuple[int, Verdict]]:
+        """What there is for each of these entries of one folder, by their ids.
+
+        Args:
+            at_once: LATER for what needs more than a look: a partial may be in use, or be opened, for long.
+        """
         root = self._store.root
         try:
             if self._top:
@@ -138,7 +160,7 @@ class Looker:
             with self._under_way.scratch.turn:
                 reasons = [self._reason(target, entry) for entry in entries]
             return [
-                (entry.id, self._verdict(target, entry, reason, left))
+                (entry.id, self._verdict(target, entry, reason, left, at_once=at_once))
                 for entry, reason in zip(entries, reasons, strict=True)
             ]
 
@@ -155,7 +177,7 @@ class Looker:
             return error
 
     def _verdict(
-        self, target: Target, entry: Entry, reason: m.SkipReason | FtxError | None, left: Set[bytes]
+        self, target: Target, entry: Entry, reason: m.SkipReason | FtxError | None, left: Set[bytes], *, at_once: bool
     ) -> Verdict:
         """What is to be done for one entry. ``left``: the keys of partials that are there."""
         if isinstance(reason, FtxError):
@@ -164,9 +186,11 @@ class Looker:
             has_partial = bool(left) and key_of(self._peer, entry.path) in left
             if reason is not None:
                 if has_partial and reason is m.SkipReason.SAME:
+                    if at_once:
+                        return LATER
                     self._store.clear(self._peer, entry, fsync=self._fsync)
                 return Leave(reason)
-            partial = self._open(target, entry, has_partial=has_partial)
+            partial = self._open(target, entry, has_partial=has_partial, at_once=at_once)
         except FtxError as error:
             return Reject(error.wire, str(error))
         if partial is None:
@@ -178,7 +202,7 @@ class Looker:
             return FRESH
         return Take(partial.held, partial.doubted, partial.digests)
 
-    def _open(self, target: Target, entry: Entry, *, has_partial: bool) -> Partial | Whole | None:
+    def _open(self, target: Target, entry: Entry, *, has_partial: bool, at_once: bool) -> Partial | Whole | None:
         """Where an entry is to be written; None if it must wait.
 
         What is small needs no journal: nothing of it is worth resuming.
@@ -187,7 +211,7 @@ class Looker:
             return Whole(self._under_way.scratch, entry, self._digest)
         small = entry.size <= SMALL or entry.kind is Kind.SYMLINK or Grid.of(entry.size).count <= 1
         if not small or has_partial or not target.takes_renames(entry.path):
-            if self._under_way.count >= MAX_PARTIALS:
+            if at_once or self._under_way.count >= MAX_PARTIALS:
                 return None
             if entry.kind is Kind.SYMLINK:
                 raise DestinationError(f"{disk.show(entry.path)}: a link on another file system than the destination")

@@ -1,12 +1,12 @@
 """The receiver's half of a session: carries out what ``ledger`` decides. Holds no listener and no policy.
 
-Threads: ``read`` takes frames and writes chunks, one for each lane; ``look`` sees what is on the disk for each offer,
-``commit`` publishes, compares and re-hashes, ``write`` sends answers and signs of life. The caller's thread waits.
+Threads: ``read`` takes frames, looks at what is small and writes chunks, one for each lane; ``look`` opens what may
+take long; ``commit`` publishes, compares and re-hashes, ``write`` sends answers and signs of life. The caller's thread
+waits.
 """
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections import deque
@@ -99,7 +99,6 @@ class ReceiveSession:
         self._last_word: m.Error | None = None
         self._quiet = threading.Event()
         self._store = store
-        self._looks: queue.SimpleQueue[Sequence[Entry] | None] = queue.SimpleQueue()
         self._under_way = UnderWay(store, Scratch(store.root, durable=fsync))
         self._room = Room(store, request.retry_for_s, self._say, untold.put)
         self._looker = Looker(
@@ -132,7 +131,7 @@ class ReceiveSession:
                     self._leave(error)
                     raise
                 finally:
-                    self._looks.put(None)
+                    self._looker.end()
         finally:
             self._under_way.close()
 
@@ -194,7 +193,8 @@ class ReceiveSession:
                 case Say():
                     self._say(action.message)
                 case Look():
-                    self._looks.put(action.entries)
+                    if found := self._looker.look(action.entries):
+                        self._act(self.ledger.looked(found))
                 case Release():
                     self._under_way.release(action.entry)
                 case _:
@@ -352,7 +352,7 @@ class ReceiveSession:
     # --- look ---
 
     def _look(self) -> None:
-        self._looker.run(self._looks, lambda found: self._act(self.ledger.looked(found)), lambda: self._crew.stopped)
+        self._looker.run(lambda found: self._act(self.ledger.looked(found)), lambda: self._crew.stopped)
 
     # --- write ---
 
