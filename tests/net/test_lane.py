@@ -130,14 +130,6 @@ def test_g4_what_arrived_damaged_ends_the_link(opened: Pair) -> None:
         lane.arrived()
 
 
-def test_g12_what_has_arrived_must_be_in_order(opened: Pair) -> None:
-    lane, theirs = opened
-    theirs.sendall(codec.encode(m.Bye(0, 0, 0)) + _data(1, b"late"))
-    assert lane.receive()[0] == m.Bye(0, 0, 0)
-    with pytest.raises(ProtocolError):
-        lane.arrived()
-
-
 @pytest.fixture
 def sender(opened: Pair) -> Lane:
     """The other end of ``opened``, as a lane."""

@@ -53,6 +53,11 @@ def test_the_table_has_every_phase_that_has_a_next() -> None:
     assert reached | {Phase.START} == set(Phase)
 
 
+def test_g12_behind_a_data_another_one_is_in_order() -> None:
+    """So a burst of them is held to the table by its first."""
+    assert all(row.get(Type.DATA, phase) is phase for (_, phase), row in LANE.items())
+
+
 @pytest.mark.parametrize("type_", Type, ids=lambda type_: type_.name)
 def test_each_side_may_say_in_each_phase_what_the_table_says(type_: Type) -> None:
     for side, phase, dialed in cases():
