@@ -95,7 +95,11 @@ class UnderWay:
         with self._lock:
             left, self._open = self._open, {}
             self._over = True
+        claimed: list[bytes] = []
         for partial in left.values():
             if isinstance(partial, Partial):
                 self.let_go(partial, committed=False)
-        self.store.unclaim([one.entry.path for one in left.values() if isinstance(one, Whole) and one.claimed])
+            elif partial.claimed:
+                claimed.append(partial.entry.path)
+        if claimed:
+            self.store.unclaim(claimed)
