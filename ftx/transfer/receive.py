@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
+from operator import methodcaller
 from typing import Any, assert_never
 
 from ftx.errors import DestinationError, FtxError, NoSpace, PeerSilent, Refused, Superseded, from_wire
@@ -279,16 +280,17 @@ class ReceiveSession:
             for chunk, error in left:
                 receiving, data, payload = chunk
                 try:
-                    if self._put(receiving.entry, lambda one: one.write(data.index, payload), error):  # noqa: B023
+                    if self._put(receiving.entry, methodcaller("write", data.index, payload), error):
                         written.append(chunk)
                 except DestinationError as failure:
                     actions += self.ledger.fail(data.entry, failure.wire, str(failure))
-            digest = self._digest.function
-            if self._digest is DigestName.XXH3_128:
-                done = [(receiving, data.index, data.digest) for receiving, data, _ in written]
-            else:
-                done = [(receiving, data.index, digest(payload)) for receiving, data, payload in written]
-            actions += self.ledger.written(done)
+            in_transit = self._digest is DigestName.XXH3_128
+            actions += self.ledger.written(
+                [
+                    (receiving, data.index, data.digest if in_transit else self._digest.function(payload))
+                    for receiving, data, payload in written
+                ]
+            )
         finally:
             self._act(actions)  # also when the session ends meanwhile: what failed is told
         for (_, data, _), _ in left:
