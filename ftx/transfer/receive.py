@@ -265,7 +265,8 @@ class ReceiveSession:
 
     def _chunks(self, chunks: Sequence[tuple[m.Data, memoryview]]) -> None:
         """Verify and write what has arrived, and tell the ledger of all of it at once."""
-        sound: list[Chunk] = []
+        small: list[Chunk] = []
+        left: list[tuple[Chunk, DestinationError | None]] = []
         actions: list[Action] = []
         for (data, payload), receiving in zip(chunks, self.ledger.begin([data for data, _ in chunks]), strict=True):
             if receiving is None:
@@ -273,10 +274,12 @@ class ReceiveSession:
             # G4: what was damaged on the way is never written.
             if _XXH3(payload) != data.digest:
                 actions += self.ledger.damaged(receiving, data.index)
+            elif isinstance(self._under_way.get(data.entry), Whole):
+                small.append((receiving, data, payload))
             else:
-                sound.append((receiving, data, payload))
+                left.append(((receiving, data, payload), None))
         try:
-            written, left = self._write_small(sound)
+            written = self._write_small(small, left) if small else []
             for chunk, error in left:
                 receiving, data, payload = chunk
                 try:
@@ -298,27 +301,25 @@ class ReceiveSession:
             if self._fsync and isinstance(partial, Partial) and partial.dirty >= DIRTY_BYTES:
                 self._publisher.sync(data.entry, partial)
 
-    def _write_small(self, chunks: Sequence[Chunk]) -> tuple[list[Chunk], list[tuple[Chunk, DestinationError | None]]]:
-        """Write what is written in one go: the chunks that are in place, and all others, with what went wrong."""
+    def _write_small(self, chunks: Sequence[Chunk], left: list[tuple[Chunk, DestinationError | None]]) -> list[Chunk]:
+        """Write these, each of which is a whole file; what is written. What went wrong goes into ``left``."""
         written: list[Chunk] = []
-        left: list[tuple[Chunk, DestinationError | None]] = []
         with self._under_way.scratch.turn:
             for chunk in chunks:
                 receiving, data, payload = chunk
                 whole = self._under_way.get(data.entry)
-                if isinstance(whole, Whole):
-                    try:
-                        self._store.check_reserve()
-                        whole.write(data.index, payload)
-                    except NoSpace as error:
-                        left.append((chunk, error))
-                    except OSError as error:
-                        left.append((chunk, disk.destination_error(receiving.entry.path, error)))
-                    else:
-                        written.append(chunk)
+                if not isinstance(whole, Whole):
+                    continue  # it has ended meanwhile
+                try:
+                    self._store.check_reserve()
+                    whole.write(data.index, payload)
+                except NoSpace as error:
+                    left.append((chunk, error))
+                except OSError as error:
+                    left.append((chunk, disk.destination_error(receiving.entry.path, error)))
                 else:
-                    left.append((chunk, None))
-        return written, left
+                    written.append(chunk)
+        return written
 
     def _put(
         self, entry: Entry, write: Callable[[Partial | Whole], None], error: DestinationError | None = None
