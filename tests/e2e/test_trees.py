@@ -1091,14 +1091,14 @@ def test_G10_a_file_that_changes_in_a_tree(base: Path) -> None:
     """It is offered anew, behind its folder; the folder's time is right in the end."""
     top = base / "top"
     (top / "sub").mkdir(parents=True)
-    for number in range(4):
-        fill(top / "sub" / f"{number}", 6 * MIB, seed=number)
+    for number, size in enumerate((6, 6, 6, 40)):
+        fill(top / "sub" / f"{number}", size * MIB, seed=number)
 
     def change() -> None:
         fill(top / "sub" / "3", 5 * MIB, seed=77)
 
-    # It changes when all others are done, so its folder waits for nothing else.
-    with LocalReceiver(base) as receiver, Proxy(receiver.port, up=[Call(21 * MIB, change)]) as proxy:
+    # It changes when all others are done, so its folder waits for nothing else; and long before it is read to its end.
+    with LocalReceiver(base) as receiver, Proxy(receiver.port, up=[Call(20 * MIB, change)]) as proxy:
         finished = run(base, proxy.port, top, lanes=1)
         assert finished.code == 0, finished.message
         assert (finished.files, finished.failed) == (4, 0)

@@ -235,6 +235,14 @@ def instead(name, **fields):
     return lambda _raw: peer.frame(name, **fields)
 
 
+def more_than_the_window(raw):
+    """A file in a folder, and the folder itself so often that 1025 are outstanding: its answer waits for the file."""
+    (file,) = peer.parse(raw)["entries"]
+    folder = {**file, "kind": 2, "name": b"d", "size": 0, "allocated": 0}
+    inside = rewrite(path=b"d")(raw)
+    return inside + rewrite(first=2, entries=[folder] * 1023)(raw) + rewrite(first=1025, entries=[folder])(raw)
+
+
 def tlv(kind):
     """A list of one TLV."""
     return [{"type": kind, "value": b"later"}]
@@ -462,7 +470,7 @@ def data(**fields):
         ("FOLDER", rewrite(first=0), 2),
         ("FOLDER", lambda raw: raw * 2, 2),
         ("FOLDER", lambda raw: rewrite(entries=peer.parse(raw)["entries"] * 1025)(raw), 2),
-        ("FOLDER", lambda raw: rewrite(entries=peer.parse(raw)["entries"] * 1024)(raw) + rewrite(first=1025)(raw), 2),
+        ("FOLDER", lambda raw: more_than_the_window(raw), 2),
         ("FOLDER", behind(data()), 2),
         ("FOLDER", behind(peer.frame("FINISH", entry=1, root=bytes(16))), 2),
         ("FOLDER", before(peer.frame("WANT", entry=1, held=0, ranges=[])), 2),

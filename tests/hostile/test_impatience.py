@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from ftx.storage.source import Source
 from tests.hostile import peer
 from tests.support.files import MIB, fill
 from tests.support.local import LocalReceiver, local_send
-from tests.support.process import Receiver, sender, wait_until
+from tests.support.process import Process, Receiver, sender, wait_until
+from tests.support.proxy import Call, Proxy
 
 XXH3 = DigestName.XXH3_128.function
 RENAME_EXCHANGE = 2
@@ -29,14 +31,17 @@ RENAME_EXCHANGE = 2
 
 
 def test_g11_a_closed_terminal_ends_both_sides_in_good_order(shm: Path) -> None:
-    with Receiver(shm) as receiver:
-        source = shm / "f"
-        with source.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, 512 << 20)  # no holes: it is read for a while
-        with sender(shm, source, receiver.port, "--retry-for", "0") as run:
-            run.event("session")
-            run.signal(signal.SIGHUP)
-            assert run.wait() == 128 + signal.SIGHUP
+    source = fill(shm / "f", 128 * MIB)
+    runs: list[Process] = []
+
+    def close() -> None:
+        runs[0].signal(signal.SIGHUP)
+        time.sleep(0.2)  # nothing passes meanwhile: the signal is noticed before the end
+
+    with Receiver(shm) as receiver, Proxy(receiver.port, up=[Call(MIB, close)]) as proxy:
+        with sender(shm, source, proxy.port, "--retry-for", "0", "--lanes", "1") as run:
+            runs.append(run)
+            assert run.wait() == 128 + signal.SIGHUP, run.err
             assert "Run the same command again" in run.finished["message"]
         assert receiver.event("session_end")["message"] == "interrupted"
         receiver.signal(signal.SIGHUP)
