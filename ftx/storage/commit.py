@@ -110,7 +110,10 @@ def _publish_in(
         with scratch.turn:
             for whole in wholes:
                 path = whole.entry.path
+                scratch.placing = whole
                 try:
+                    if scratch.over:
+                        raise DestinationError(f"{disk.show(path)}: the session is over")
                     name = path[len(above) + 1 :] if above else path
                     check_name(name, path)
                     name = _publish_one(scratch, whole, folder, name, policy, sync=sync)
@@ -120,6 +123,8 @@ def _publish_in(
                     results.append((whole, disk.destination_error(path, error)))
                 else:
                     results.append((whole, above + b"/" + name if above else name))
+                finally:
+                    scratch.placing = None
         if sync:
             try:
                 root.sync(parts, folder)

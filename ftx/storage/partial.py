@@ -362,13 +362,12 @@ class PartialStore:
         self._memory: OrderedDict[bytes, Partial] = OrderedDict()
         self._open: set[bytes] = set()
         self._partials: set[Partial] = set()  # those that are open
-        self._left: frozenset[bytes] = frozenset()
+        self._left: tuple[int, frozenset[bytes]] = -1, frozenset()  # as it was when the folder had changed then
         self._spare = 0  # what may still be granted, and since when
         self._spare_s = 0.0
         self._free = 0  # as it was when it was looked at
         self._looked_s = 0.0
-        self._left_at = -1  # when the folder had changed, when it was listed
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # never held while the disk is waited for: whoever leaves needs it (G9)
 
     def open(self, peer: bytes, entry: Entry, digest: DigestName) -> Partial:
         """The partial of ``peer`` for ``entry``'s path, reopened or made.
@@ -388,12 +387,11 @@ class PartialStore:
                 raise Busy(f"{disk.show(entry.path)}: the disk has not finished with an earlier transfer of it")
             with disk.destination_errors(entry.path):
                 if key not in self.left():  # nothing of it is there, and nothing is left of it if it does not fit
-                    with self._lock:
-                        self._need(entry.path, entry.allocated, self.root.fd)
+                    self._check_room(entry.path, entry.allocated, self.root.fd)
                 partial = Partial(self.root, key, header, entry)
                 try:
                     partial.open(self.root, parts)
-                    self._check_space(partial)
+                    self._set_aside(partial)
                 except BaseException:
                     partial.close()
                     raise
@@ -416,44 +414,47 @@ class PartialStore:
             Busy: another has it.
             NoSpace, TooLarge: there is no room, or never will be.
         """
+        if needed and (time.monotonic() >= self._spare_s + SPACE_S or self._spare < needed):
+            self._look_for_spare(path)
         with self._lock:
             if path in self._open:
                 raise Busy(f"{disk.show(path)}: another transfer is writing to it")
-            if needed:
-                self._grant(path, needed)
-            self._open.add(path)
+            spare = self._spare
+            fits = not needed or spare - needed >= self._reserve
+            if fits:
+                self._spare -= needed
+                self._open.add(path)
+        if not fits:
+            raise self._no_space(path, needed, spare, self.root.fd)
 
     def unclaim(self, paths: Sequence[bytes]) -> None:
         """Others may have these now."""
         with self._lock:
             self._open.difference_update(paths)
 
-    def _check_space(self, partial: Partial) -> None:
+    def _set_aside(self, partial: Partial) -> None:
         """Set the space aside that the partial may still need."""
         needed = max(0, partial.entry.allocated - os.fstat(partial.fd).st_blocks * 512)
+        self._check_room(partial.entry.path, needed, partial.fd, partial)
+
+    def _look_for_spare(self, path: bytes) -> None:
+        """What is free beside what is set aside. Looked at a few times a second; what is claimed then is subtracted."""
+        with disk.destination_errors(path):
+            free = disk.free_space(self.root.fd)
         with self._lock:
-            self._need(partial.entry.path, needed, partial.fd)
-            partial.needed = needed
-            self._partials.add(partial)
-
-    def _grant(self, path: bytes, needed: int) -> None:
-        """Beside what is set aside and kept in reserve.
-
-        The free space is looked at a few times a second, and between that what was granted is subtracted.
-        """
-        now = time.monotonic()
-        if now >= self._spare_s + SPACE_S or self._spare < needed:
-            self._spare_s = now
-            with disk.destination_errors(path):
-                free = disk.free_space(self.root.fd)
+            self._spare_s = time.monotonic()
             self._spare = free - sum(partial.needed for partial in self._partials)
-        if self._spare - needed < self._reserve:
-            raise self._no_space(path, needed, self._spare, self.root.fd)
-        self._spare -= needed
 
-    def _need(self, path: bytes, needed: int, fd: int) -> None:
-        free = disk.free_space(fd) - sum(partial.needed for partial in self._partials)
-        if needed and free - needed < self._reserve:
+    def _check_room(self, path: bytes, needed: int, fd: int, for_: Partial | None = None) -> None:
+        """Raises NoSpace or TooLarge if so much does not fit; sets it aside for this partial if it does."""
+        free = disk.free_space(fd)
+        with self._lock:
+            free -= sum(partial.needed for partial in self._partials)
+            fits = not needed or free - needed >= self._reserve
+            if fits and for_ is not None:
+                for_.needed = needed
+                self._partials.add(for_)
+        if not fits:
             raise self._no_space(path, needed, free, fd)
 
     def _no_space(self, path: bytes, needed: int, free: int, fd: int) -> DestinationError:
@@ -489,15 +490,14 @@ class PartialStore:
             own = self.root.own_folder(make=False)
         except (FileNotFoundError, PermissionError):
             return frozenset()  # none, or not this user's: nothing of ours is in it
-        with own, self._lock:
+        with own:
             changed = os.fstat(own.fd).st_mtime_ns
-            if changed != self._left_at:
+            at, left = self._left
+            if changed != at:
                 names = map(os.fsencode, os.listdir(own.fd))
-                self._left = frozenset(
-                    name.removesuffix(JOURNAL_SUFFIX) for name in names if name.endswith(JOURNAL_SUFFIX)
-                )
-                self._left_at = changed
-            return self._left
+                left = frozenset(name.removesuffix(JOURNAL_SUFFIX) for name in names if name.endswith(JOURNAL_SUFFIX))
+                self._left = changed, left
+            return left
 
     def clear(self, peer: bytes, entry: Entry, *, fsync: bool) -> None:
         """The entry is there under its name already: end what a crash left of its commit (G5).

@@ -130,8 +130,9 @@ class Whole:
         """It was open until it was synced."""
         if self.fd >= 0:
             self._scratch.closed(self)
-            os.close(self.fd)
-            self.fd = -1
+            fd, self.fd = self.fd, -1
+            with suppress(OSError):  # it was synced, or goes
+                os.close(fd)
 
     def forget(self) -> None:
         """Take away what was written."""
@@ -151,12 +152,17 @@ class Scratch:
 
     Attributes:
         turn: held by whoever works on the files in it.
+        over: their paths are others' from here on, so nothing more is renamed from here (G5): a thread that was stuck
+            at the disk would put an old version over a newer one, which has its receipt.
+        placing: what is being renamed; it keeps its path until that is done.
     """
 
     def __init__(self, root: Root, *, durable: bool) -> None:
         self._root = root
         self._durable = durable
         self.turn = threading.Lock()
+        self.over = False
+        self.placing: Whole | None = None
         self._folder: Folder | None = None
         self._name = b""
         self._lock = threading.Lock()

@@ -187,7 +187,9 @@ class ReceiveSession:
     def _act(self, actions: Sequence[Action]) -> None:
         """Hand on what the ledger decided to the threads that do it."""
         work: list[Commit | Compare | Rehash] = []
-        for action in actions:
+        left = deque(actions)
+        while left:
+            action = left.popleft()
             match action:
                 case Commit() | Compare() | Rehash():
                     work.append(action)
@@ -195,7 +197,7 @@ class ReceiveSession:
                     self._say(action.message)
                 case Look():
                     if found := self._looker.look(action.entries):
-                        self._act(self.ledger.looked(found))
+                        left.extend(self.ledger.looked(found))  # more to look at, for each folder that this ends
                 case Release():
                     self._under_way.release(action.entry)
                 case _:
@@ -324,17 +326,15 @@ class ReceiveSession:
     def _put(
         self, entry: Entry, write: Callable[[Partial | Whole], None], error: DestinationError | None = None
     ) -> bool:
-        """Write where ``entry`` is; once there is room, if ``error`` is that there was none. False if it has ended.
+        """Write where ``entry`` is, once there is room; unless something else went wrong before. False if it has ended.
 
         Raises:
             DestinationError: it cannot be written.
             LinkLost: the session is over.
         """
-        if error is None:
-            return self._room.use(entry.path, self._under_way.do, entry.id, write)
-        if isinstance(error, NoSpace):
-            return self._room.wait(error, entry.path, self._under_way.do, entry.id, write)
-        raise error
+        if error is not None and not isinstance(error, NoSpace):
+            raise error
+        return self._room.use(entry.path, self._under_way.do, entry.id, write)
 
     def _zeros(self, message: m.Zeros) -> None:
         place = self.ledger.zeros(message)

@@ -85,16 +85,19 @@ class UnderWay:
         if isinstance(partial, Partial):
             self.store.release(partial, committed=committed)
             return
+        if partial.claimed:  # first: whoever has the turn may be stuck at the disk
+            self.store.unclaim([partial.entry.path])
         with self.scratch.turn, suppress(OSError):  # what stays goes with the folder
             partial.forget()
-        if partial.claimed:
-            self.store.unclaim([partial.entry.path])
 
     def close(self) -> None:
         """The session is over. ``scratch`` is closed by who knows that nobody writes into it any more."""
         with self._lock:
+            self._over = self.scratch.over = True
             left, self._open = self._open, {}
-            self._over = True
+            placing = self.scratch.placing  # behind `over`: what is not renamed yet will not be
+            if placing is not None and placing.entry.id in left:
+                self._open[placing.entry.id] = left.pop(placing.entry.id)  # whoever renames it gives its path back
         claimed: list[bytes] = []
         for partial in left.values():
             if isinstance(partial, Partial):
