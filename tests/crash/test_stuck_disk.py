@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 
 from ftx import api
+from ftx.errors import Busy
+from ftx.protocol import messages as m
 from ftx.storage import disk
 from ftx.transfer import events, receive
+from tests.hostile import peer
 from tests.support.files import MIB, fill, journals, partials, same
 from tests.support.local import LocalReceiver, local_send
 from tests.support.process import wait_until
@@ -112,6 +115,40 @@ def test_g9_a_look_that_outlives_its_session_leaves_the_path_free(
             thread.join()
     assert local_send(shm, source, receiver.port).code == 0
     assert same(source, receiver.into / "file")
+
+
+@pytest.mark.parametrize("call", ["sync_file", "rename", "set_mode"])
+def test_g5_a_small_file_whose_session_is_over_is_not_published(
+    shm: Path, receiver: LocalReceiver, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Or the next session's version, which has its receipt, would be replaced by an older one."""
+    source = shm / "file"
+    source.write_bytes(b"old")
+    with Stuck(monkeypatch, call) as stuck:
+        send_until_stuck(shm, source, receiver, stuck)
+        source.write_bytes(b"newer")
+        finished = local_send(shm, source, receiver.port)
+        # What is in the middle of its rename keeps its path: it cannot be called back.
+        assert finished.code == (Busy.exit_code if call == "rename" else 0), finished.message
+    assert stuck.done.wait(10)
+    for thread in threading.enumerate():
+        if thread.name in ("ftx-receive-read", "ftx-receive-commit"):
+            thread.join(10)
+    if call == "rename":
+        assert local_send(shm, source, receiver.port).code == 0
+    assert (receiver.into / "file").read_bytes() == b"newer"
+
+
+def test_g9_a_session_ends_while_the_free_space_is_looked_at(shm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a small file under way, which gives its path back."""
+    with LocalReceiver(shm, open=True) as receiver, peer.sender(receiver.port) as lane:
+        lane.send(m.Folder(b"", 1, (peer.offered(b"a", 5),)))
+        peer.heard(lane, m.WantAll)
+        with Stuck(monkeypatch, "free_space") as stuck:
+            lane.send(m.Folder(b"", 2, (peer.offered(b"b", 5)._replace(allocated=5),)))
+            assert stuck.inside.wait(10)
+            lane.sock.close()
+            wait_until(lambda: receiver.of_type(events.SessionEnd))
 
 
 def test_g9_a_write_that_outlives_its_session_is_waited_for(

@@ -426,6 +426,22 @@ def test_a_very_deep_tree(shm: Path) -> None:
         subprocess.run(["rm", "-rf", top, shm / "into"], check=True)
 
 
+@pytest.mark.parametrize("exists", ["keep", "replace"])
+def test_what_changes_below_a_thousand_folders(shm: Path, exists: str) -> None:
+    """Each folder is looked at when the one in it has its answer."""
+    top = shm / "top"
+    try:
+        _deep(top, 1005, b"d")
+        with LocalReceiver(shm, exists=api.Exists(exists)) as receiver:
+            assert run(shm, receiver.port, top).code == 0
+            fill(top / "/".join(["d"] * 500) / "late", 10)
+            finished = run(shm, receiver.port, top)
+            assert finished.code == 0, finished.message
+            assert finished.files - finished.skipped == 1
+    finally:
+        subprocess.run(["rm", "-rf", top, shm / "into"], check=True)
+
+
 def test_G11_a_tree_deeper_than_a_path_can_be(shm: Path) -> None:
     """What is too deep fails alone."""
     top = shm / "top"

@@ -1772,4 +1772,37 @@ CORE: tuple[Mutant, ...] = (
         "                there = True",
         "tests/transfer/test_look.py::test_what_was_let_go_of_meanwhile_is_not_written",
     ),
+    Mutant(
+        "receive a burst waits for each",
+        ("G11",),
+        "ftx/transfer/receive.py",
+        "        return self._room.use(entry.path, self._under_way.do, entry.id, write)",
+        "        wait = self._room.use if error is None else lambda *args: self._room.wait(error, *args)\n"
+        "        return wait(entry.path, self._under_way.do, entry.id, write)",
+        "tests/transfer/test_room.py::test_g11_a_burst_that_found_no_room_pauses_once",
+    ),
+    Mutant(
+        "commit of a session that is over",
+        ("G5",),
+        "ftx/storage/commit.py",
+        "                    if scratch.over:",
+        "                    if False:",
+        "tests/crash/test_stuck_disk.py::test_g5_a_small_file_whose_session_is_over_is_not_published[sync_file]",
+    ),
+    Mutant(
+        "underway a path under its rename",
+        ("G5",),
+        "ftx/transfer/underway.py",
+        "            if placing is not None and placing.entry.id in left:",
+        "            if False:",
+        "tests/crash/test_stuck_disk.py::test_g5_a_small_file_whose_session_is_over_is_not_published[rename]",
+    ),
+    Mutant(
+        "scratch descriptor closed twice",
+        ("G9",),
+        "ftx/storage/scratch.py",
+        "            fd, self.fd = self.fd, -1\n            with suppress(OSError):  # it was synced, or goes\n",
+        "            fd = self.fd\n            with suppress(OSError):\n",
+        "tests/storage/test_scratch.py::test_g9_a_descriptor_is_closed_once",
+    ),
 )

@@ -255,3 +255,24 @@ def test_g5_what_its_owner_may_not_read_is_synced_too(shm: Path) -> None:
     shm.chmod(0o755)
     assert in_child(work, uid=65534) == 0
     assert (into / "file").read_bytes() == DATA
+
+
+def test_g9_a_descriptor_is_closed_once(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where closing reports an error, as over a network: its number may be anybody's by then."""
+    monkeypatch.setattr(scratch, "_syncs_together", lambda fd: False)
+    real, closed = os.close, []
+
+    def close(fd: int) -> None:
+        closed.append(fd)
+        real(fd)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    folder = Scratch(root, durable=True)
+    (whole,) = written(folder, 1, 1)
+    fd = whole.fd
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", close)
+        whole.forget()
+        whole.close()
+    assert closed == [fd]
+    folder.close()

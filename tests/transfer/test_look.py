@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ftx.errors import Busy
 from ftx.options import Exists as Policy
 from ftx.protocol import messages as m
 from ftx.protocol.manifest import Entry
@@ -20,6 +21,7 @@ from ftx.transfer.look import Looker
 from ftx.transfer.room import Room
 from ftx.transfer.underway import UnderWay
 from tests.storage.support import MTIME_NS, PEER, XXH3, entry
+from tests.support.process import wait_until
 
 DATA = b"small"
 
@@ -129,6 +131,27 @@ def test_what_is_let_go_of_while_it_is_written_is_taken_away_behind_that(under_w
     thread.join()
     assert os.listdir(under_way.scratch.folder().fd) == []
     assert not under_way.do(one.id, write)
+
+
+def test_g9_a_path_is_free_though_another_thread_is_stuck_with_its_turn(under_way: UnderWay) -> None:
+    one = entry(b"small", len(DATA))
+    under_way.store.claim(one.path)
+    under_way.add(one.id, Whole(under_way.scratch, one, XXH3, claimed=True))
+    with under_way.scratch.turn:
+        thread = threading.Thread(target=under_way.release, args=(one.id,))
+        thread.start()
+        wait_until(lambda: under_way.get(one.id) is None)
+        under_way.close()
+        wait_until(lambda: _is_free(under_way.store, one.path))
+    thread.join()
+
+
+def _is_free(store: PartialStore, path: bytes) -> bool:
+    try:
+        store.claim(path)
+    except Busy:
+        return False
+    return True
 
 
 def test_what_was_let_go_of_meanwhile_is_not_written(under_way: UnderWay) -> None:

@@ -111,6 +111,28 @@ def test_g9_when_the_session_is_over_nobody_waits_any_longer(tries: None) -> Non
         full.use(b"path", no_room)
 
 
+def test_g11_a_burst_that_found_no_room_pauses_once(tries: None, shm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of its files waits; there is room for the others then."""
+    (shm / "tree").mkdir()
+    for number in range(300):
+        fill(shm / "tree" / f"{number}", 300)
+    write_at = disk.write_at
+    written = 0
+
+    def write(fd: int, data: Any, offset: int) -> None:
+        nonlocal written
+        written += 1
+        if written > 10 and not receiver.of_type(events.Paused):
+            no_room()
+        write_at(fd, data, offset)
+
+    monkeypatch.setattr(disk, "write_at", write)
+    with LocalReceiver(shm) as receiver:
+        finished = local_send(shm, shm / "tree", receiver.port, retry_for_s=60)
+    assert (finished.code, finished.files) == (0, 300), finished.message
+    assert len(receiver.of_type(events.Paused)) == 1
+
+
 def test_g11_a_tree_for_which_nobody_makes_room_pauses_once(
     tries: None, shm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
