@@ -8,7 +8,8 @@ G5: one sync stands for all of them only where such a sync is known to report wh
 
 Several threads of a session have to do with these files, in bursts of many short system calls. Each burst holds the
 session's turn (``Scratch.turn``): so no file is used by two threads at once, and the interpreter is not handed over at
-every call, which would take half as long again as the work. Nobody waits for a sync or for room while it has the turn.
+every call, which would take half as long again as the work. Nobody waits for room while it has the turn, nor for a
+sync; but for that of a single file, where each is synced and too many are open.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable, Sequence, Set
+from contextlib import nullcontext
 from typing import TypeGuard
 
 from ftx.errors import DestinationError, FtxError, NoSpace
@@ -49,6 +50,7 @@ class Looker:
         self._peer = peer
         self._top = top
         self._policy = policy
+        self._searches = policy is Exists.RENAME  # for a name that is free: thousands of looks for one offer, maybe
         self._digest = digest
         self._fsync = fsync
         self._offers: queue.SimpleQueue[Sequence[Entry] | None] = queue.SimpleQueue()
@@ -60,6 +62,9 @@ class Looker:
 
         Nearly all that is small is told here, in the thread that has received the offers: another one would cost more.
         """
+        if self._searches:
+            self._offers.put(entries)
+            return []
         now: list[tuple[int, Verdict]] = []
         later: list[Entry] = []
         for entry, (_, verdict) in zip(entries, self.verdicts(entries, at_once=True), strict=True):
@@ -157,7 +162,7 @@ class Looker:
         except FtxError as error:
             return [(entry.id, Reject(error.wire, str(error))) for entry in entries]
         with target:
-            with self._under_way.scratch.turn:
+            with nullcontext() if self._searches else self._under_way.scratch.turn:
                 reasons = [self._reason(target, entry) for entry in entries]
             return [
                 (entry.id, self._verdict(target, entry, reason, left, at_once=at_once))

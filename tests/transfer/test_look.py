@@ -84,6 +84,15 @@ def test_g9_a_partial_is_never_opened_by_the_thread_that_receives(under_way: Und
     assert isinstance(verdict, Take)
 
 
+def test_g9_a_free_name_is_not_searched_by_the_thread_that_receives(under_way: UnderWay) -> None:
+    """Another session may have taken ten thousand of them."""
+    room = Room(under_way.store, 0, lambda message: None, lambda event: None)
+    looker = Looker(under_way, room, PEER, b"", Policy.RENAME, XXH3, fsync=False)
+    one = entry(b"small", len(DATA))
+    assert looker.look([one]) == []
+    assert told_later(looker) == [(one.id, FRESH)]
+
+
 def test_g9_a_small_file_that_has_a_partial_is_not_told_at_once(under_way: UnderWay, looker: Looker) -> None:
     one = entry(b"small", len(DATA))
     leave_partial(under_way, one)
