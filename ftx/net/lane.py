@@ -117,21 +117,24 @@ class Lane:
                 log.debug("< %s", message)
             return message, frame
 
-    def arrived(self) -> m.Data | None:
-        """Behind a DATA: the next message, if it is another one that has arrived with its payload.
+    def arrived(self) -> tuple[m.Data, memoryview] | None:
+        """Behind a DATA: the next message, if it is another one that has arrived with its payload; and that.
 
         Else None, and it is ``receive``'s. Nothing is waited for and nothing moves in the buffer: payloads before it
-        stay valid. ``payload`` must follow.
+        stay valid.
 
         Raises:
             LinkLost: the frame was damaged.
         """
         data = codec.data_in(self._buffer, self._start, self._end)
-        if data is not None:  # in order, as the one before it was: DATA changes no phase
-            self._start += codec.DATA_PREFIX
-            if self._tells:
-                log.debug("< %s", data)
-        return data
+        if data is None:
+            return None
+        # It is in order, as the one before it was: DATA changes no phase.
+        start = self._start + codec.DATA_PREFIX
+        self._start = start + data.length
+        if self._tells:
+            log.debug("< %s", data)
+        return data, self._view[start : self._start]
 
     def _meet(self) -> None:
         """Before each frame of a handshake: who has not finished it gets little memory and little time (G8, G9)."""

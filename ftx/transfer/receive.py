@@ -270,32 +270,25 @@ class ReceiveSession:
         small: list[Chunk] = []
         left: list[tuple[Chunk, DestinationError | None]] = []
         actions: list[Action] = []
-        for (data, payload), receiving in zip(chunks, self.ledger.begin([data for data, _ in chunks]), strict=True):
-            if receiving is None:
+        for (data, payload), where in zip(chunks, self.ledger.begin([data for data, _ in chunks]), strict=True):
+            if where is None:
                 continue
             # G4: what was damaged on the way is never written.
             if _XXH3(payload) != data.digest:
-                actions += self.ledger.damaged(receiving, data.index)
-            elif isinstance(self._under_way.get(data.entry), Whole):
-                small.append((receiving, data, payload))
+                actions += self.ledger.damaged(where, data.index)
+            elif isinstance(where, Small):
+                small.append((where, data, payload))
             else:
-                left.append(((receiving, data, payload), None))
+                left.append(((where, data, payload), None))
         try:
             written = self._write_small(small, left) if small else []
-            for chunk, error in left:
-                receiving, data, payload = chunk
+            for (where, data, payload), error in left:
                 try:
-                    if self._put(receiving.entry, methodcaller("write", data.index, payload), error):
-                        written.append(chunk)
+                    if self._put(where.entry, methodcaller("write", data.index, payload), error):
+                        written.append((where, data.index, self._kept_digest(data, payload)))
                 except DestinationError as failure:
                     actions += self.ledger.fail(data.entry, failure.wire, str(failure))
-            in_transit = self._digest is DigestName.XXH3_128
-            actions += self.ledger.written(
-                [
-                    (receiving, data.index, data.digest if in_transit else self._digest.function(payload))
-                    for receiving, data, payload in written
-                ]
-            )
+            actions += self.ledger.written(written)
         finally:
             self._act(actions)  # also when the session ends meanwhile: what failed is told
         for (_, data, _), _ in left:
@@ -303,12 +296,18 @@ class ReceiveSession:
             if self._fsync and isinstance(partial, Partial) and partial.dirty >= DIRTY_BYTES:
                 self._publisher.sync(data.entry, partial)
 
-    def _write_small(self, chunks: Sequence[Chunk], left: list[tuple[Chunk, DestinationError | None]]) -> list[Chunk]:
+    def _kept_digest(self, data: m.Data, payload: memoryview) -> bytes:
+        """A chunk's digest by the session's name for it."""
+        return data.digest if self._digest is DigestName.XXH3_128 else self._digest.function(payload)
+
+    def _write_small(
+        self, chunks: Sequence[Chunk], left: list[tuple[Chunk, DestinationError | None]]
+    ) -> list[tuple[Receiving | Small, int, bytes]]:
         """Write these, each of which is a whole file; what is written. What went wrong goes into ``left``."""
-        written: list[Chunk] = []
+        written: list[tuple[Receiving | Small, int, bytes]] = []
         with self._under_way.scratch.turn:
             for chunk in chunks:
-                receiving, data, payload = chunk
+                where, data, payload = chunk
                 whole = self._under_way.get(data.entry)
                 if not isinstance(whole, Whole):
                     continue  # it has ended meanwhile
@@ -318,9 +317,9 @@ class ReceiveSession:
                 except NoSpace as error:
                     left.append((chunk, error))
                 except OSError as error:
-                    left.append((chunk, disk.destination_error(receiving.entry.path, error)))
+                    left.append((chunk, disk.destination_error(where.entry.path, error)))
                 else:
-                    written.append(chunk)
+                    written.append((where, data.index, self._kept_digest(data, payload)))
         return written
 
     def _put(
@@ -397,8 +396,8 @@ class _Reader:
         if len(self._buffer) < first.length:
             self._buffer = memoryview(bytearray(first.length))
         chunks = [(first, lane.payload(first.length, self._buffer))]
-        while (data := lane.arrived()) is not None:
-            chunks.append((data, lane.payload(data.length, self._buffer)))
+        while (following := lane.arrived()) is not None:
+            chunks.append(following)
         return chunks
 
 

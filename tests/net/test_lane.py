@@ -102,11 +102,11 @@ def test_what_has_arrived_is_taken_without_waiting(opened: Pair, cut: int) -> No
     end = len(stream) - cut
     theirs.sendall(stream[:end])
     buffer = memoryview(bytearray(60))
-    (message, _), taken = lane.receive(), []
-    while message is not None:
-        assert isinstance(message, m.Data)
-        taken.append((message.index, lane.payload(message.length, buffer)))
-        message = lane.arrived()  # type: ignore[assignment]
+    message, _ = lane.receive()
+    assert isinstance(message, m.Data)
+    taken = [(message.index, lane.payload(message.length, buffer))]
+    while (following := lane.arrived()) is not None:
+        taken.append((following[0].index, following[1]))
     whole = 5 if cut == 0 else 4
     # All at once, and only now: none has moved.
     assert [(index, bytes(payload)) for index, payload in taken] == list(enumerate(payloads))[:whole]
