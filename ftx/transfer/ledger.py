@@ -69,12 +69,14 @@ class Ledger:
         digest: of chunks and roots in this session.
         window: entries that the sender may have outstanding.
         folder: where the session's paths begin, from the destination on; empty for itself.
+        tell_all: ``ended`` has every entry, and not only those that failed.
     """
 
-    def __init__(self, digest: DigestName, window: int, folder: bytes = b"") -> None:
+    def __init__(self, digest: DigestName, window: int, folder: bytes = b"", *, tell_all: bool = True) -> None:
         self._lock = threading.Lock()
         self._digest = digest
         self._folder_path = folder
+        self._tell_all = tell_all
         self._window = max(window, m.INITIAL_WINDOW)
         self._live: dict[int, Receiving | Small] = {}
         self._inside: dict[bytes, int] = {}  # folder -> live entries right below it
@@ -610,9 +612,10 @@ class Ledger:
         if state != "failed" and receiving.entry.kind is not Kind.FOLDER:
             self.files += 1
             self.files_skipped += state == "skipped"
-        if isinstance(receiving, Small):
-            sent, reused = receiving.entry.size, 0
-        else:
-            sent, reused = receiving.received, receiving.grid.bytes_in(receiving.held)
-        self._ended.append(Outcome(receiving.entry, state, code, message, root, durable, sent, reused))
+        if self._tell_all or state == "failed":
+            if isinstance(receiving, Small):
+                sent, reused = receiving.entry.size, 0
+            else:
+                sent, reused = receiving.received, receiving.grid.bytes_in(receiving.held)
+            self._ended.append(Outcome(receiving.entry, state, code, message, root, durable, sent, reused))
         return self._outside(receiving.folder, 1)

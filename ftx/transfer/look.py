@@ -164,10 +164,15 @@ class Looker:
         with target:
             with nullcontext() if self._searches else self._under_way.scratch.turn:
                 reasons = [self._reason(target, entry) for entry in entries]
-            return [
-                (entry.id, self._verdict(target, entry, reason, left, at_once=at_once))
-                for entry, reason in zip(entries, reasons, strict=True)
-            ]
+            found: list[tuple[int, Verdict]] = []
+            small: dict[int, Whole] = {}
+            try:
+                for entry, reason in zip(entries, reasons, strict=True):
+                    verdict = self._verdict(target, entry, reason, left, small, at_once=at_once)
+                    found.append((entry.id, verdict))
+            finally:
+                self._under_way.add_small(small)
+            return found
 
     def _make_top(self) -> None:
         """The folder that OPEN names is nobody's entry: it is made as this user makes folders."""
@@ -182,9 +187,15 @@ class Looker:
             return error
 
     def _verdict(
-        self, target: Target, entry: Entry, reason: m.SkipReason | FtxError | None, left: Set[bytes], *, at_once: bool
-    ) -> Verdict:
-        """What is to be done for one entry. ``left``: the keys of partials that are there."""
+        self, target: Target, entry: Entry, reason: m.SkipReason | FtxError | None, left: Set[bytes],
+        small: dict[int, Whole], *, at_once: bool,
+    ) -> Verdict:  # fmt: skip
+        """What is to be done for one entry.
+
+        Args:
+            left: the keys of partials that are there.
+            small: gets what is to be written in one go.
+        """
         if isinstance(reason, FtxError):
             return Reject(reason.wire, str(reason))
         try:
@@ -198,13 +209,16 @@ class Looker:
             partial = self._open(target, entry, has_partial=has_partial, at_once=at_once)
         except FtxError as error:
             return Reject(error.wire, str(error))
-        if partial is None:
+        if isinstance(partial, Whole):
+            small[entry.id] = partial
+            if entry.kind is not Kind.FILE:
+                return Make()
+            if entry.size <= SMALL:
+                return FRESH
+        elif partial is None:
             return LATER
-        self._under_way.add(entry.id, partial)
-        if entry.kind is not Kind.FILE:
-            return Make()
-        if isinstance(partial, Whole) and entry.size <= SMALL:
-            return FRESH
+        else:
+            self._under_way.add(entry.id, partial)
         return Take(partial.held, partial.doubted, partial.digests)
 
     def _open(self, target: Target, entry: Entry, *, has_partial: bool, at_once: bool) -> Partial | Whole | None:

@@ -82,7 +82,7 @@ class ReceiveSession:
         lanes: int,
         untold: events.Untold,
     ) -> None:
-        self.ledger = Ledger(request.digest, WINDOW, request.folder)
+        self.ledger = Ledger(request.digest, WINDOW, request.folder, tell_all=options.tell_all)
         self.failure: FtxError | None = None
         self._lane = lane
         self._lanes = {1: lane}
@@ -92,7 +92,6 @@ class ReceiveSession:
         self._timeout_s = options.timeout_s
         self._granted = lanes
         self._untold = untold
-        self._tell_all = options.tell_all
         self._over = False
         self._lock = threading.Lock()
         self._outbox: deque[m.Message] = deque()
@@ -216,8 +215,6 @@ class ReceiveSession:
     def _tell(self, outcome: Outcome) -> None:
         error = from_wire(outcome.code, outcome.message) if outcome.code else None
         self.failure = error or self.failure
-        if error is None and not self._tell_all:
-            return
         has_digest = outcome.root and outcome.entry.kind is Kind.FILE
         self._untold.put(
             events.EntryEnded(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from ftx.storage.partial import Partial, PartialStore
@@ -26,14 +26,23 @@ class UnderWay:
         self._over = False
         self._lock = threading.Lock()
 
-    def add(self, entry_id: int, partial: Partial | Whole) -> None:
+    def add(self, entry_id: int, partial: Partial) -> None:
         """Have this from now on; let go of it at once if nobody waits for it any more, because the disk was slow."""
         with self._lock:
             self._open[entry_id] = partial
-            self.count += isinstance(partial, Partial)
+            self.count += 1
             over = self._over
         if over:
             self.release(entry_id)
+
+    def add_small(self, wholes: Mapping[int, Whole]) -> None:
+        """The same for several that are written in one go."""
+        with self._lock:
+            self._open.update(wholes)
+            over = self._over
+        if over:
+            for entry_id in wholes:
+                self.release(entry_id)
 
     def get(self, entry_id: int) -> Partial | Whole | None:
         return self._open.get(entry_id)

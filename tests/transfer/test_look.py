@@ -119,7 +119,7 @@ def test_g9_what_a_crash_left_of_a_commit_is_not_ended_by_the_thread_that_receiv
 def test_what_is_let_go_of_while_it_is_written_is_taken_away_behind_that(under_way: UnderWay) -> None:
     """Whoever works on small files has the turn: the file is not taken from under a write."""
     one = entry(b"small", len(DATA))
-    under_way.add(one.id, Whole(under_way.scratch, one, XXH3))
+    under_way.add_small({one.id: Whole(under_way.scratch, one, XXH3)})
     writing, released = threading.Event(), threading.Event()
 
     def release() -> None:
@@ -145,7 +145,7 @@ def test_what_is_let_go_of_while_it_is_written_is_taken_away_behind_that(under_w
 def test_g9_a_path_is_free_though_another_thread_is_stuck_with_its_turn(under_way: UnderWay) -> None:
     one = entry(b"small", len(DATA))
     under_way.store.claim(one.path)
-    under_way.add(one.id, Whole(under_way.scratch, one, XXH3, claimed=True))
+    under_way.add_small({one.id: Whole(under_way.scratch, one, XXH3, claimed=True)})
     with under_way.scratch.turn:
         thread = threading.Thread(target=under_way.release, args=(one.id,))
         thread.start()
@@ -166,7 +166,7 @@ def _is_free(store: PartialStore, path: bytes) -> bool:
 def test_what_was_let_go_of_meanwhile_is_not_written(under_way: UnderWay) -> None:
     one = entry(b"small", len(DATA))
     whole = Whole(under_way.scratch, one, XXH3)
-    under_way.add(one.id, whole)
+    under_way.add_small({one.id: whole})
     done: list[bool] = []
     with under_way.scratch.turn:
         thread = threading.Thread(target=lambda: done.append(under_way.do(one.id, lambda it: it.write(0, DATA))))

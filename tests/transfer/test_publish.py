@@ -58,7 +58,7 @@ class Session:
             live = self.ledger.get(entry_id)
             assert live is not None
             self.store.claim(live.entry.path)
-            self.under_way.add(entry_id, Whole(self.under_way.scratch, live.entry, XXH3, claimed=True))
+            self.under_way.add_small({entry_id: Whole(self.under_way.scratch, live.entry, XXH3, claimed=True)})
         self.ledger.looked([(entry_id, FRESH) for entry_id in ids])
         return ids
 
