@@ -25,8 +25,8 @@ from ftx.transfer.events import Finished
 
 #: SIGHUP: the terminal was closed.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-#: With many peers, how long a thread that only computes keeps the others waiting.
-SWITCH_S = 0.0005
+#: How long a thread that only computes keeps the others waiting: those of its own session, and those of others.
+ALONE_S, SHARED_S = 0.005, 0.0005
 
 log = logging.getLogger("ftx.cli")
 
@@ -88,15 +88,19 @@ def _taken() -> list[int]:
 
 
 def serve_many() -> None:
-    """Let this process have many peers at once, of which none may keep the others waiting (G9).
-
-    An entry under way holds some open files; and a thread that never waits, because its peer floods it, would take
-    the interpreter for 5 ms each time another one needs it for some microseconds.
-    """
+    """Let this process have many peers at once: an entry under way holds some open files."""
     with suppress(OSError, ValueError):
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    sys.setswitchinterval(SWITCH_S)
+
+
+def share(sessions: int) -> None:
+    """So many sessions are under way, of which none may keep the others waiting (G9).
+
+    A thread that never waits, because its peer floods it, takes the interpreter for as long as it may each time
+    another one needs it for some microseconds. With one session alone that only means fewer switches.
+    """
+    sys.setswitchinterval(ALONE_S if sessions <= 1 else SHARED_S)
 
 
 def ask(question: str) -> bool:

@@ -101,7 +101,7 @@ def receive(
     from ftx.cli import process
     from ftx.cli.report import Report
     from ftx.transfer.crew import Stop
-    from ftx.transfer.events import Event, Listening
+    from ftx.transfer.events import Event, Listening, SessionEnd, SessionUp
 
     process.start_log(verbose)
     process.serve_many()
@@ -121,8 +121,14 @@ def receive(
         tell_all=json or verbose > 0,
     )
 
+    sessions = 0
+
     def on_event(event: Event) -> None:
+        nonlocal sessions
         report(event)
+        if isinstance(event, SessionUp | SessionEnd):
+            sessions += 1 if isinstance(event, SessionUp) else -1
+            process.share(sessions)
         if isinstance(event, Listening) and report.on_terminal:
             for line in invitation(event, options):
                 report.say(line)

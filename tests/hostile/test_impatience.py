@@ -6,6 +6,7 @@ import ctypes
 import os
 import resource
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -56,6 +57,19 @@ def test_who_is_told_to_outlive_its_terminal_does() -> None:
         assert signal.SIGHUP in process._taken()
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_g9_several_sessions_share_the_interpreter() -> None:
+    """One that floods takes it for a moment only; one alone is not interrupted for nobody."""
+    before = sys.getswitchinterval()
+    try:
+        intervals = []
+        for sessions in (0, 1, 2, 200, 1):
+            process.share(sessions)
+            intervals.append(round(sys.getswitchinterval(), 6))
+        assert intervals == [0.005, 0.005, 0.0005, 0.0005, 0.005]
+    finally:
+        sys.setswitchinterval(before)
 
 
 # --- Descriptors ---------------------------------------------------------------------------------------
