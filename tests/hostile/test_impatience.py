@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,15 @@ RENAME_EXCHANGE = 2
 # --- A terminal that is closed -------------------------------------------------------------------------
 
 
-def test_g11_a_closed_terminal_ends_both_sides_in_good_order(shm: Path) -> None:
+@pytest.fixture
+def on_a_terminal() -> Iterator[None]:
+    """What is started now takes SIGHUP, also where the tests were started to outlive their terminal."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_g11_a_closed_terminal_ends_both_sides_in_good_order(on_a_terminal: None, shm: Path) -> None:
     source = fill(shm / "f", 128 * MIB)
     runs: list[Process] = []
 
