@@ -56,7 +56,7 @@ def send(
     *,
     on_event: OnEvent | None = None,
     stop: Stop | None = None,
-    confirm: Callable[[str], bool] | None = None,
+    confirm: Callable[[str, str], bool] | None = None,
 ) -> Finished:
     """Send files and folders to a receiver and wait until they are committed.
 
@@ -65,7 +65,8 @@ def send(
         options: where to, and how.
         on_event: called for every event, from the calling thread only.
         stop: lets another thread or a signal handler end the run; what was sent is kept.
-        confirm: asked, with the host's name, whether to send to a receiver that proves nothing; without it
+        confirm: asked, with the host's name and the receiver's fingerprint, whether to send to a receiver of which
+            nothing proves that it is the one that is meant, and which is remembered then; without it
             only ``options.accept_new`` counts.
 
     Returns:

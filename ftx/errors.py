@@ -168,9 +168,17 @@ class Refused(FtxError):
 
 
 class Unproven(Refused):
-    """The receiver lets everybody in and proves nothing; the user has not agreed to that."""
+    """Nothing proves that the receiver is the one meant; the user has not agreed to that.
+
+    Attributes:
+        public: its key.
+    """
 
     wire = 0
+
+    def __init__(self, message: str, public: bytes) -> None:
+        super().__init__(message)
+        self.public = public
 
 
 class Superseded(Refused):

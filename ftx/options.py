@@ -139,7 +139,7 @@ class CommonOptions:
         port: TCP port; for a receiver 0 lets the system choose.
         timeout_s: a connection that is silent for so many seconds is dead.
         secret_file: a file with a key shared by both sides; a receiver makes a missing one.
-        config_dir: where the run key and this user's identity are kept.
+        config_dir: where this user's identity and the receivers it trusts are kept.
         tell_all: an event for each entry; otherwise only for those that fail, which is less work for a million files.
     """
 

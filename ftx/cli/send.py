@@ -35,7 +35,7 @@ CHECKS = SendOptions.CHECKS
     metavar="N",
     help="Connections to use, 1 to 64; the receiver may grant fewer.  [default: chosen by the distance]",
 )
-@click.option("--accept-new", is_flag=True, help="Trust a receiver that was started with --open and proves nothing.")
+@click.option("--accept-new", is_flag=True, help="Trust a receiver on first contact, and remember its key.")
 def send(
     paths: tuple[str, ...],
     remote: Remote,
@@ -96,11 +96,12 @@ def send(
     return process.run(report, work)
 
 
-def confirm_open(host: str) -> bool:
-    """Ask whether a receiver that proves nothing is to be trusted; False where nobody can be asked."""
+def confirm_open(host: str, fingerprint: str) -> bool:
+    """Ask whether a receiver is to be trusted on first contact; False where nobody can be asked."""
     from ftx.cli import process
     from ftx.cli.report import printable
 
     return process.ask(
-        f"The receiver on {printable(host)} takes files from anyone and cannot prove who it is. Send to it?"
+        f"Nothing proves that the receiver on {printable(host)} is the one you mean. Its fingerprint is {fingerprint}. "
+        "Send to it, and trust it from now on?"
     )

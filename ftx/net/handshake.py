@@ -1,7 +1,7 @@
 """From a fresh connection to a session: HELLOs, proofs, OPEN (``protocol.md``, "Handshake").
 
-G7: nobody gets in without a key, unless the receiver was started with ``--open`` and the dialer agreed. The
-dialer says no name before the listener has proven a key or the dialer's user took it without one.
+G7: nobody gets in without a key, unless the receiver was started with ``--open``; and the dialer says no name
+before the listener has proven that it is the one meant, or the dialer's user took it without a proof.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from ftx.errors import FtxError, NetworkError, ProtocolError, Refused, Unproven, VersionMismatch, from_wire
+from ftx.net.identity import Identity, fingerprint, signed_by
 from ftx.net.lane import Lane
 from ftx.protocol import messages as m
 from ftx.protocol import proof
@@ -25,15 +26,34 @@ NOT_ALLOWED = (
 )
 
 
-class Greeting(NamedTuple):
-    """What a handshake has shown of the dialer."""
+class Trust(NamedTuple):
+    """Whom a dialer takes for the one that its user means.
 
-    peer: bytes
-    method: Method
+    Attributes:
+        name: what the user calls it, for messages.
+        known: the public key that is on file for that name; None for none.
+        anyone: also one that is not on file and proves nothing, as the user said.
+    """
+
+    name: str
+    known: bytes | None = None
+    anyone: bool = False
 
 
-def _hello(identity: bytes) -> m.Hello:
-    return m.Hello(m.MAGIC, m.PROTOCOL_VERSION, m.PROTOCOL_VERSION, secrets.token_bytes(32), identity)
+class Met(NamedTuple):
+    """The listener that a dialer has met.
+
+    Attributes:
+        public: its key.
+        unproven: only the user's word says that it is the one that is meant.
+    """
+
+    public: bytes
+    unproven: bool
+
+
+def _hello(identity: Identity) -> m.Hello:
+    return m.Hello(m.MAGIC, m.PROTOCOL_VERSION, m.PROTOCOL_VERSION, secrets.token_bytes(32), identity.public)
 
 
 def _expect(lane: Lane, *kinds: type[m.Message], patience_s: float = 0) -> tuple[m.Message, bytes]:
@@ -64,52 +84,62 @@ def _check_version(hello: m.Message) -> None:
         )
 
 
-def dial(
-    lane: Lane,
-    keys: Mapping[Method, bytes],
-    identity: bytes,
-    *,
-    accept_open: bool,
-) -> Method:
-    """The dialer's half, up to the listener's proof; how the listener let us in.
+def dial(lane: Lane, identity: Identity, keys: Mapping[Method, bytes], trust: Trust) -> Met:
+    """The dialer's half, up to the listener's proof.
 
     Args:
-        keys: what this side can prove.
-        identity: 32 bytes that name this side.
-        accept_open: go on with a listener that proves nothing.
+        identity: who this side is.
+        keys: what it can prove.
+        trust: whom it takes for the one that is meant.
 
     Raises:
-        Refused: the listener does not let us in, or proves nothing and must.
-        Unproven: it proves nothing, and that was not accepted.
+        Refused: the listener does not let us in, or is not the one that is meant.
+        Unproven: nothing says whether it is, and that was not accepted.
     """
     hello_frame = lane.send(_hello(identity))
     hello, their_frame = _expect(lane, m.Hello)
     _check_version(hello)
+    assert isinstance(hello, m.Hello)
     transcript = proof.transcript(hello_frame, their_frame, encrypted=False, fingerprint=proof.NO_FINGERPRINT)
-    lane.send(m.Proof(b"", proof.prove(keys, transcript)))
+    lane.send(m.Proof(identity.sign(proof.signed(Side.DIALER, transcript)), proof.prove(keys, transcript)))
     lane.send_grease()
     answer, _ = _expect(lane, m.Proof)
     assert isinstance(answer, m.Proof)
     if len(answer.proofs) != 1:
         raise ProtocolError(f"{len(answer.proofs)} proofs from a listener, which gives one")
+    if not signed_by(hello.identity, answer.signature, proof.signed(Side.LISTENER, transcript)):
+        raise Refused("the receiver could not prove that it holds the key that it shows")
     item = answer.proofs[0]
-    if item.method != Method.OPEN:
-        method = proof.confirmed(keys, item, transcript)
-        if method is None:
-            raise Refused("the receiver could not prove that it holds the key; it is not the one you mean")
-        return method
+    credential = item.method not in (Method.OPEN, Method.KNOWN)
+    if credential and proof.confirmed(keys, item, transcript) is None:
+        raise Refused("the receiver could not prove that it holds the key; it is not the one you mean")
+    return _met(hello.identity, identity, keys, trust, credential=credential)
+
+
+def _met(public: bytes, own: Identity, keys: Mapping[Method, bytes], trust: Trust, *, credential: bool) -> Met:
+    """The listener with this key, which has proven a credential or not; if it is the one that the user means (G7)."""
+    if trust.known not in (None, public):
+        raise Refused(
+            f"{trust.name} has another key than it had. It shows {fingerprint(public)}, and "
+            f"{fingerprint(trust.known or b'')} is on file: somebody may be in its place. If you know why it has "
+            "changed, take its line out of `known_hosts` in the configuration folder. Nothing was sent"
+        )
+    if credential or public == own.public:  # nobody else has the key of this very user
+        return Met(public, unproven=False)
     # A run that was given a credential never settles for none: whoever answers may not be the one meant.
     if Method.SECRET in keys:
         raise Refused(
-            "the receiver takes files from anyone and does not know the key in your `--secret-file`; "
-            "it may not be the one you mean. Nothing was sent"
+            "the receiver does not know the key in your `--secret-file`; it may not be the one you mean. "
+            "Nothing was sent"
         )
-    if not accept_open:
+    unproven = public != trust.known
+    if unproven and not trust.anyone:
         raise Unproven(
-            "the receiver takes files from anyone (`--open`), so nothing proves that it is the one you mean. "
-            "If you trust the way to it, add `--accept-new`. Nothing was sent"
+            f"nothing proves that this receiver is the one you mean. Its fingerprint is {fingerprint(public)}. "
+            "If that is right, or if you trust the way to it, add `--accept-new`. Nothing was sent",
+            public,
         )
-    return Method.OPEN
+    return Met(public, unproven)
 
 
 def open_session(lane: Lane, request: m.Open, patience_s: float) -> m.Opened:
@@ -127,30 +157,40 @@ def attach(lane: Lane, request: m.Attach, role: m.Role) -> None:
     _expect(lane, m.Attached)
 
 
-def listen(lane: Lane, keys: Mapping[Method, bytes], *, open_: bool) -> tuple[Greeting, m.Open | m.Attach]:
-    """The listener's half, up to and with the dialer's OPEN or ATTACH. ``lane.deadline_s`` limits it.
+def listen(
+    lane: Lane, identity: Identity, keys: Mapping[Method, bytes], *, open_: bool
+) -> tuple[bytes, m.Open | m.Attach]:
+    """The listener's half, up to and with the dialer's OPEN or ATTACH: its peer id, and that.
+
+    ``lane.deadline_s`` limits it.
 
     Raises:
-        Refused: no proof holds and this listener is not open.
+        Refused: it is not whom it says, or nothing lets it in.
         NotFtx, ProtocolError, NetworkError: as the bytes are.
     """
     hello, their_frame = _expect(lane, m.Hello)
-    our_frame = lane.send(_hello(bytes(32)))
+    our_frame = lane.send(_hello(identity))
     _check_version(hello)
-    their_proof, _ = _expect(lane, m.Proof)
-    assert isinstance(hello, m.Hello) and isinstance(their_proof, m.Proof)
+    theirs, _ = _expect(lane, m.Proof)
+    assert isinstance(hello, m.Hello) and isinstance(theirs, m.Proof)
     transcript = proof.transcript(their_frame, our_frame, encrypted=False, fingerprint=proof.NO_FINGERPRINT)
-    method = proof.accept(keys, their_proof.proofs, transcript)
+    if not signed_by(hello.identity, theirs.signature, proof.signed(Side.DIALER, transcript)):
+        raise Refused("it could not prove that it holds the key that it shows")
+    method = proof.accept(keys, theirs.proofs, transcript)
     if method is None:
-        if not open_:
+        if hello.identity == identity.public:
+            method = Method.KNOWN  # this very user
+        elif open_:
+            method = Method.OPEN
+        else:
             raise Refused(NOT_ALLOWED)
-        method = Method.OPEN
-    mac = bytes(32) if method is Method.OPEN else proof.mac(keys[method], Side.LISTENER, method, transcript)
-    lane.send(m.Proof(b"", (m.ProofItem(method, mac),)))
+    mac = proof.mac(keys[method], Side.LISTENER, method, transcript) if method in keys else bytes(32)
+    signature = identity.sign(proof.signed(Side.LISTENER, transcript))
+    lane.send(m.Proof(signature, (m.ProofItem(method, mac),)))
     lane.send_grease()
     request, _ = _expect(lane, m.Open, m.Attach)
     assert isinstance(request, m.Open | m.Attach)
-    return Greeting(proof.peer_id(proof.credential(keys, method), hello.identity), method), request
+    return proof.peer_id(hello.identity), request
 
 
 def refuse(lane: Lane, error: FtxError) -> None:

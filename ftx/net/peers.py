@@ -1,4 +1,4 @@
-"""The keys of this user on this machine: the run key, the identity and the secret file.
+"""The keys of this user on this machine: the identity and the secret file.
 
 Each is made at first use, whole and with mode 0600 from its first moment on (written aside, then linked), so
 that two processes that start at once agree on one.
@@ -13,38 +13,29 @@ import stat
 from pathlib import Path
 
 from ftx.errors import UsageError
+from ftx.net.identity import Identity
 from ftx.protocol.messages import Method
 
 KEY_SIZE = 32
-RUN_KEY = "run.key"
 IDENTITY = "identity"
 
 
-def run_key(config: Path, *, make: bool) -> bytes | None:
-    """The key that shows that dialer and listener are the same user of the same machine; 32 bytes.
+def identity(config: Path) -> tuple[Identity, bool]:
+    """The key pair that names this user on this machine; and whether the next run has the same.
 
-    A listener makes a missing one; a dialer that finds none has none.
-    """
-    path = config / RUN_KEY
-    if make:
-        config.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _make(path)
-    return _read(path) if path.exists() else None
+    Where the configuration folder cannot be used, one for this process only: transfers work where a credential lets
+    it in, but a later run cannot resume what this one leaves.
 
-
-def identity(config: Path) -> tuple[bytes, bool]:
-    """What names this user on this machine to receivers, 32 bytes; and whether the next run has the same.
-
-    A random value until identities are key pairs. Where the configuration folder cannot be used, one for
-    this process only: transfers work, but a later run cannot resume what this one leaves.
+    Raises:
+        UsageError: what is there is open to others, or is no key.
     """
     path = config / IDENTITY
     try:
         config.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make(path)
-        return _read(path), True
+        return Identity(_read(path)), True
     except OSError:
-        return secrets.token_bytes(KEY_SIZE), False
+        return Identity(secrets.token_bytes(KEY_SIZE)), False
 
 
 def secret_key(path: Path, *, make: bool) -> bytes:
@@ -61,22 +52,13 @@ def secret_key(path: Path, *, make: bool) -> bytes:
         raise UsageError(f"the secret file {path}: {error.strerror}") from error
 
 
-def keys(config: Path, secret_file: Path | None, *, listener: bool) -> dict[Method, bytes]:
+def keys(secret_file: Path | None, *, listener: bool) -> dict[Method, bytes]:
     """All keys that a side can prove or check.
 
     Raises:
         UsageError: one cannot be read, made, or holds something else.
     """
-    found: dict[Method, bytes] = {}
-    if secret_file is not None:
-        found[Method.SECRET] = secret_key(secret_file, make=listener)
-    try:
-        own = run_key(config, make=listener)
-    except OSError as error:
-        raise UsageError(f"the key {config / RUN_KEY}: {error.strerror} ($FTX_CONFIG_DIR names its folder)") from error
-    if own is not None:
-        found[Method.RUN_KEY] = own
-    return found
+    return {} if secret_file is None else {Method.SECRET: secret_key(secret_file, make=listener)}
 
 
 def _make(path: Path) -> None:

@@ -123,8 +123,8 @@ class Mode(IntEnum):
 class Method(IntEnum):
     """What a proof was made with."""
 
-    OPEN = 0
-    RUN_KEY = 1
+    OPEN = 0  #: nothing: this listener lets everybody in
+    KNOWN = 1  #: nothing more than the signature: the listener knows the dialer's key
     SECRET = 2
 
 
@@ -153,7 +153,7 @@ class Tlv(NamedTuple):
 
 
 class Hello(NamedTuple):
-    """Both, first: who speaks which versions. The dialer names itself; a listener's ``identity`` is zero."""
+    """Both, first: who speaks which versions, and who it is: ``identity`` is its public key."""
 
     magic: bytes
     version_min: int
@@ -171,7 +171,7 @@ class ProofItem(NamedTuple):
 
 
 class Proof(NamedTuple):
-    """Both: that the speaker holds a key. ``signature`` is empty until identities are key pairs."""
+    """Both: that the speaker is whom its HELLO names, and that it holds a key."""
 
     signature: bytes
     proofs: tuple[ProofItem, ...]

@@ -1,8 +1,8 @@
-"""Proofs that a side holds a key, over everything that both have said (``protocol.md``, "Handshake").
+"""What proves who a side is and which keys it holds, over all that both have said (``protocol.md``, "Handshake").
 
 Pure: keys and nonces come in as bytes. Each proof is HMAC-SHA256 over a label that names its maker, the
 method and the transcript, so that none can be replayed in another session, reflected to its maker, or
-moved between plain and TLS.
+moved between plain and TLS. The same goes for what each side signs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,12 @@ def transcript(dialer_hello: bytes, listener_hello: bytes, *, encrypted: bool, f
     return hash_.digest()
 
 
-def mac(key: bytes, maker: Side, method: Method, transcript_: bytes) -> bytes:
+def signed(maker: Side, transcript_: bytes) -> bytes:
+    """What ``maker`` (dialer or listener) signs to prove that it is whom its HELLO names (G7)."""
+    return b"ftx/1 signature " + maker.value.encode() + b"\0" + transcript_
+
+
+def mac(key: bytes, maker: Side, method: int, transcript_: bytes) -> bytes:
     """The proof of ``maker`` (dialer or listener) that it holds ``key``: 32 bytes."""
     label = b"ftx/1 proof " + maker.value.encode() + b"\0" + bytes([method])
     return hmac.digest(key, label + transcript_, "sha256")
@@ -57,18 +62,9 @@ def confirmed(keys: Mapping[Method, bytes], answer: ProofItem, transcript_: byte
     return None
 
 
-def credential(keys: Mapping[Method, bytes], method: Method) -> bytes:
-    """A name for the key that admitted a dialer, which tells nothing about the key: 32 bytes."""
-    return hmac.digest(keys.get(method, b""), b"ftx/1 credential" + bytes([method]), "sha256")
-
-
-def peer_id(credential_: bytes, identity: bytes) -> bytes:
-    """What partials, eviction and rights hang on: 32 bytes.
-
-    Until identities are key pairs, ``identity`` is only claimed: holders of one credential could pose as
-    each other, and with ``--open`` anybody as anybody.
-    """
-    return hashlib.sha256(b"ftx/1 peer" + credential_ + identity).digest()
+def peer_id(identity: bytes) -> bytes:
+    """What partials, eviction and rights hang on: 32 bytes. A peer is a key, whatever let it in."""
+    return hashlib.sha256(b"ftx/1 peer" + identity).digest()
 
 
 def job_id(sources: list[bytes], destination: bytes) -> bytes:

@@ -27,7 +27,10 @@ from ftx.errors import (
     UsageError,
     from_wire,
 )
-from ftx.net import dial, handshake, peers
+from ftx.net import dial, handshake, known, peers
+from ftx.net.handshake import Trust
+from ftx.net.identity import fingerprint
+from ftx.net.known import KnownHosts
 from ftx.net.lane import Lane
 from ftx.options import SendOptions
 from ftx.protocol import messages as m
@@ -50,6 +53,8 @@ PROGRESS_S = 0.25
 #: From so long a round trip on one connection alone rarely fills the path: a lost packet stops it for long.
 FAR_S = 0.005
 FAR_LANES = 4
+#: Asked, with the host's name and the fingerprint it shows, whether to send to a receiver that proves nothing more.
+Confirm = Callable[[str, str], bool]
 AGAIN = "Run the same command again: it resumes."
 
 
@@ -76,14 +81,15 @@ class SendRun:
         options: SendOptions,
         emit: events.OnEvent,
         stop: Stop,
-        confirm: Callable[[str], bool] | None,
+        confirm: Confirm | None,
     ) -> None:
         self._paths = paths
         self._options = options
         self._emit = emit
         self._stop = stop
         self._confirm = confirm
-        self._accept_open = options.accept_new
+        self._known = KnownHosts(options.config_dir)
+        self._trust = Trust(known.name_of(options.host, options.port), anyone=options.accept_new)
         self._feed = Feed(iter(()))
         self._ended = _Totals()
         self._failure: FtxError | None = None  # the most serious of an entry
@@ -137,14 +143,15 @@ class SendRun:
 
     def _send(self) -> None:
         options = self._options
-        identity, lasting = peers.identity(options.config_dir)
+        self._identity, lasting = peers.identity(options.config_dir)
         if not lasting:
             where = f"{options.config_dir} ($FTX_CONFIG_DIR) cannot be written to"
             self._emit(events.Warn(f"{where}: a later run cannot go on with what this one leaves"))
-        keys = peers.keys(options.config_dir, options.secret_file, listener=False)
+        self._keys = peers.keys(options.secret_file, listener=False)
+        self._trust = self._trust._replace(known=self._known.find(self._trust.name))
         self._check_sources()
         places: list[Place] = []
-        walk = scan.walk(self._paths, identity, options.digest, places)
+        walk = scan.walk(self._paths, self._identity.tag_key, options.digest, places)
 
         def close() -> None:
             walk.close()
@@ -165,7 +172,7 @@ class SendRun:
             folder=folder,
         )
         try:
-            self._until_done(request, keys, identity)
+            self._until_done(request)
         finally:
             self._feed.close()
         if self._failure is not None:
@@ -205,18 +212,18 @@ class SendRun:
                     raise UsageError(f"two paths would become {disk.show(name)} at the destination: {one} and {other}")
                 taken[name] = path
 
-    def _until_done(self, request: m.Open, keys: dict[m.Method, bytes], identity: bytes) -> None:
+    def _until_done(self, request: m.Open) -> None:
         """Sessions until one ends well, with back-off in between."""
         attempt, progress_s = 0, time.monotonic()
         before: tuple[int, int] | None = None  # what the first session moved is known when the second begins
         while True:
             try:
-                return self._session(request, keys, identity)
-            except Unproven:
+                return self._session(request)
+            except Unproven as error:
                 # A person takes longer to answer than a listener waits, so the question is asked between two links.
-                if self._confirm is None or not self._confirm(self._options.host):
+                if self._confirm is None or not self._confirm(self._options.host, fingerprint(error.public)):
                     raise
-                self._accept_open = True
+                self._remember(error.public)
                 continue
             except FtxError as error:
                 if not (error.retry and (self._established or self._greeted)):
@@ -233,13 +240,24 @@ class SendRun:
             self._stop.wait(wait_s)
             self._stop.check()
 
-    def _session(self, request: m.Open, keys: dict[m.Method, bytes], identity: bytes) -> None:
+    def _remember(self, public: bytes) -> None:
+        """The user takes this receiver for the one that is meant; from here on it must be the same."""
+        self._trust = self._trust._replace(known=public)
+        try:
+            self._known.add(self._trust.name, public)
+        except OSError as error:
+            self._emit(events.Warn(f"{self._known.path}: {error.strerror}: the next run does not know this receiver"))
+
+    def _session(self, request: m.Open) -> None:
         options = self._options
         lane = Lane(dial.connect(options.host, options.port, options.timeout_s, self._stop.check), dialer=True)
         lane.check = self._stop.check
         try:
             lane.deadline_s = time.monotonic() + options.timeout_s
-            handshake.dial(lane, keys, identity, accept_open=self._accept_open)
+            met = handshake.dial(lane, self._identity, self._keys, self._trust)
+            if met.unproven:
+                self._remember(met.public)
+            trust = self._trust._replace(known=met.public)  # each lane leads to the same
             lane.deadline_s = time.monotonic() + options.timeout_s
             lanes = options.lanes or (1 if lane.round_trip_s < FAR_S else FAR_LANES)
             request = request._replace(session=secrets.token_bytes(16), lanes=lanes)
@@ -252,7 +270,7 @@ class SendRun:
             self._emit(events.SessionUp(request.session.hex(), f"{options.host}:{options.port}", False, opened.lanes))
 
             def join(number: int, check: Callable[[], None]) -> Lane:
-                return self._attach(request.session, number, keys, identity, check)
+                return self._attach(request.session, number, trust, check)
 
             self._transfer(lane, opened, join)
         except ProtocolError as error:
@@ -263,16 +281,14 @@ class SendRun:
             self._greeted = self._greeted or lane.greeted
             lane.close()
 
-    def _attach(
-        self, session: bytes, number: int, keys: dict[m.Method, bytes], identity: bytes, check: Callable[[], None]
-    ) -> Lane:
+    def _attach(self, session: bytes, number: int, trust: Trust, check: Callable[[], None]) -> Lane:
         """A further lane of a session."""
         options = self._options
         lane = Lane(dial.connect(options.host, options.port, options.timeout_s, check), dialer=True)
         try:
             lane.check = check
             lane.deadline_s = time.monotonic() + options.timeout_s
-            handshake.dial(lane, keys, identity, accept_open=self._accept_open)
+            handshake.dial(lane, self._identity, self._keys, trust)
             handshake.attach(lane, m.Attach(session, number), Role.SENDER)
             lane.deadline_s = lane.check = None
         except Refused as error:
@@ -414,7 +430,7 @@ def run(
     options: SendOptions,
     emit: events.OnEvent,
     stop: Stop,
-    confirm: Callable[[str], bool] | None,
+    confirm: Confirm | None,
 ) -> events.Finished:
     """Send ``paths`` and wait until they are committed; see ``api.send``."""
     return SendRun(paths, options, emit, stop, confirm).run()

@@ -24,6 +24,7 @@ from ftx.errors import (
     SomeFailed,
     Superseded,
     Unsupported,
+    UsageError,
 )
 from ftx.net import handshake, peers
 from ftx.net.lane import Lane
@@ -147,7 +148,13 @@ class Receiver:
 
     def _serve(self, stop: Stop) -> tuple[int, str]:
         options = self._options
-        self._keys = peers.keys(options.config_dir, options.secret_file, listener=True)
+        self._identity, lasting = peers.identity(options.config_dir)
+        if not lasting:
+            where = f"{options.config_dir} ($FTX_CONFIG_DIR) cannot be written to"
+            if options.secret_file is None and not options.open:
+                raise UsageError(f"{where}: without a lasting key and without `--secret-file` it lets nobody in")
+            self._emit(events.Warn(f"{where}: who trusts this receiver's key does not know it again"))
+        self._keys = peers.keys(options.secret_file, listener=True)
         with disk.destination_errors(os.fsencode(options.dir)):
             where = os.fspath(options.dir.absolute())
         root = paths.Root(options.dir)
@@ -231,8 +238,8 @@ class Receiver:
     def _greet(self, lane: Lane, address: str) -> None:
         """One connection, from its first byte to its last."""
         try:
-            greeting, request = handshake.listen(lane, self._keys, open_=self._options.open)
-            self._session(lane, address, greeting, request)
+            peer, request = handshake.listen(lane, self._identity, self._keys, open_=self._options.open)
+            self._session(lane, address, peer, request)
         except FtxError as error:
             if not error.from_peer:
                 handshake.refuse(lane, error)
@@ -247,9 +254,9 @@ class Receiver:
                 self._strangers.pop(lane, None)  # only now: one that is being refused costs a thread like the others
             lane.close()
 
-    def _session(self, lane: Lane, address: str, greeting: handshake.Greeting, request: m.Open | m.Attach) -> None:
+    def _session(self, lane: Lane, address: str, peer: bytes, request: m.Open | m.Attach) -> None:
         if isinstance(request, m.Attach):
-            self._attach(lane, greeting.peer, request)
+            self._attach(lane, peer, request)
             return
         if request.role is not Role.SENDER:
             raise Unsupported("this receiver does not send files")
@@ -264,13 +271,13 @@ class Receiver:
         work = ReceiveSession(
             lane,
             request,
-            greeting.peer,
+            peer,
             self._store,
             options,
             lanes,
             self._events,
         )
-        job = greeting.peer, request.job
+        job = peer, request.job
         session = _Session(request.session.hex(), address, work, job, request.process, request.retry_for_s)
         self._take_over(lane, session)
         try:

@@ -137,7 +137,7 @@ def test_a_home_that_is_none(tmp_path: Path, source: Path, home: str | None) -> 
         assert done.returncode == 0, done.stderr
     done = ran(*FTX, "receive", "--port", "0", "--dir", tmp_path / "other", env=BARE | surroundings)
     assert done.returncode == 2
-    assert re.fullmatch(r"ftx: the key /dev/null/home\S*: .*\$FTX_CONFIG_DIR.*\n", done.stderr)
+    assert re.fullmatch(r"ftx: /dev/null/home\S* \(\$FTX_CONFIG_DIR\) cannot be written to: .*\n", done.stderr)
 
 
 @pytest.mark.parametrize("command", ["send", "receive"])

@@ -16,6 +16,8 @@ import pytest
 
 from ftx.errors import FtxError, Refused
 from ftx.net import handshake, peers
+from ftx.net.handshake import Trust
+from ftx.net.identity import Identity
 from ftx.net.lane import Lane
 from ftx.protocol import codec
 from ftx.protocol import messages as m
@@ -64,12 +66,12 @@ def _all_well(results: list[dict[str, object]]) -> None:
 
 
 @contextmanager
-def _session(base: Path, port: int, lanes: int = 1, identity: bytes | None = None) -> Iterator[tuple[Lane, m.Open]]:
+def _session(base: Path, port: int, lanes: int = 1) -> Iterator[tuple[Lane, m.Open]]:
     """A session of this very user, of a job that nobody else has, right behind OPENED."""
-    keys = peers.keys(base / "config", None, listener=False)
+    own, _ = peers.identity(base / "config")
     with peer.connected(port) as sock:
         lane = Lane(sock, dialer=True)
-        handshake.dial(lane, keys, identity or secrets.token_bytes(32), accept_open=False)
+        handshake.dial(lane, own, {}, Trust("there"))
         session, process, job = secrets.token_bytes(16), secrets.token_bytes(16), secrets.token_bytes(32)
         lane.order.opened(Role.SENDER)
         request = m.Open(session, process, job, Role.SENDER, m.Mode.TRANSFER, lanes, 60, DigestName.XXH3_128, b"")
@@ -114,13 +116,13 @@ def _dribbling(base: Path, port: int) -> Iterator[None]:
 @contextmanager
 def _deaf(base: Path, port: int) -> Iterator[None]:
     """Offers all that it may and reads no answer: the receiver's writing thread for it gets stuck."""
-    keys = peers.keys(base / "config", None, listener=False)
+    own, _ = peers.identity(base / "config")
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.settimeout(peer.PATIENCE_S)
         sock.connect(("127.0.0.1", port))
         lane = Lane(sock, dialer=True)
-        handshake.dial(lane, keys, secrets.token_bytes(32), accept_open=False)
+        handshake.dial(lane, own, {}, Trust("there"))
         lane.order.opened(Role.SENDER)
         ids = secrets.token_bytes(16), secrets.token_bytes(16), secrets.token_bytes(32)
         request = m.Open(*ids, Role.SENDER, m.Mode.TRANSFER, 1, 60, DigestName.XXH3_128, b"")
@@ -379,13 +381,13 @@ def test_G2_a_killed_crowd_goes_on_at_once(shm: Path) -> None:
 # --- lanes that nobody has granted ---------------------------------------------------------------------
 
 
-def _attach(base: Path, port: int, session: bytes, number: int, *, identity: bytes, known: bool = True) -> FtxError:
+def _attach(port: int, session: bytes, number: int, who: Identity, secret: Path | None = None) -> FtxError:
     """How an ATTACH is refused."""
-    keys = peers.keys(base / "config", None, listener=False) if known else {}
+    keys = peers.keys(secret, listener=False)
     with peer.connected(port) as sock:
         lane = Lane(sock, dialer=True)
         try:
-            handshake.dial(lane, keys, identity, accept_open=False)
+            handshake.dial(lane, who, keys, peer.ANYONE)
             handshake.attach(lane, m.Attach(session, number), Role.SENDER)
         except FtxError as error:
             return error
@@ -395,24 +397,28 @@ def _attach(base: Path, port: int, session: bytes, number: int, *, identity: byt
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_G9_lanes_that_are_not_to_be_had(shm: Path, lanes: int) -> None:
     """Refused on that connection alone; the session that was meant goes on, and so does everybody else's."""
-    source = fill(shm / "file", 24 * MIB)
-    with Receiver(shm) as receiver, Proxy(receiver.port, on=None) as proxy, _Held(3 * MIB) as held:
+    source, secret = fill(shm / "file", 24 * MIB), shm / "secret"
+    with (
+        Receiver(shm, "--secret-file", secret) as receiver,
+        Proxy(receiver.port, on=None) as proxy,
+        _Held(3 * MIB) as held,
+    ):
         proxy.up_faults = [held.fault]
         with sender(shm, source, proxy.port, "--lanes", str(lanes), "--retry-for", "0") as process:
             assert held.there.wait(40)
             wait_until(lambda: len(proxy.links) == lanes and all(link.down.count > 150 for link in proxy.links))
             session = bytes.fromhex(process.event("session")["session"])
             own, _ = peers.identity(shm / "config")
-            stranger = secrets.token_bytes(32)
-            refusals = [_attach(shm, receiver.port, session, 2, identity=stranger, known=False)]
-            refusals += [_attach(shm, receiver.port, session, number, identity=stranger) for number in (1, 2, 9)]
-            refusals += [_attach(shm, receiver.port, secrets.token_bytes(16), 2, identity=own)]
+            stranger = Identity(secrets.token_bytes(32))
+            refusals = [_attach(receiver.port, session, 2, stranger)]
+            refusals += [_attach(receiver.port, session, number, stranger, secret) for number in (1, 2, 9)]
+            refusals += [_attach(receiver.port, secrets.token_bytes(16), 2, own)]
             taken = range(lanes + 1)
-            refusals += [_attach(shm, receiver.port, session, number, identity=own) for number in (*taken, 64, 255)]
+            refusals += [_attach(receiver.port, session, number, own) for number in (*taken, 64, 255)]
             assert {(type(error), error.from_peer) for error in refusals} == {(Refused, True)}
             assert Refused.wire == REFUSED
             # One that its session has not granted, though it is not taken.
-            more = _attach(shm, receiver.port, session, lanes + 1, identity=own)
+            more = _attach(receiver.port, session, lanes + 1, own)
             assert (type(more), more.from_peer) == (Refused, True)
             assert local_send(shm, fill(shm / "other", 100), receiver.port).code == 0
             with held:
@@ -429,5 +435,5 @@ def test_G9_a_session_that_is_over_has_no_lanes(shm: Path) -> None:
         session = bytes.fromhex(sent.event("session")["session"])
         receiver.event("session_end")
         own, _ = peers.identity(shm / "config")
-        assert type(_attach(shm, receiver.port, session, 2, identity=own)) is Refused
+        assert type(_attach(receiver.port, session, 2, own)) is Refused
         assert send(shm, source, receiver.port).wait() == 0

@@ -411,7 +411,7 @@ def test_G7_a_secret_is_never_dropped_for_an_open_receiver(tmp_path: Path, sourc
     with Receiver(tmp_path, "--open") as receiver:
         arguments = ("--secret-file", secret, "--accept-new")
         refused = send(tmp_path, source, receiver.port, *arguments, environ=_other_user(tmp_path))
-        _failed(refused, 8, "takes files from anyone", "Nothing was sent")
+        _failed(refused, 8, "does not know the key", "Nothing was sent")
         assert not (receiver.into / "file").exists()
 
 

@@ -1,10 +1,12 @@
 """A small peer of the ftx protocol, version 1: both roles, one lane, plain mode. The words are those of protocol.md.
 
 `send` dials and sends one file; `receive` accepts one connection and takes the files of its session. Both return the
-totals of BYE. Both take `trace`, a list that gets (side, name, fields) of each frame, and `tamper(side, name, frame)`,
-which may change the bytes of a frame on its way; side is "said" or "heard".
+totals of BYE. Both take `private`, the 32 bytes of a private key; `trace`, a list that gets (side, name, fields) of
+each frame; and `tamper(side, name, frame)`, which may change the bytes of a frame on its way; side is "said" or
+"heard".
 """
 
+import base64
 import contextlib
 import fcntl
 import hashlib
@@ -22,9 +24,12 @@ from collections import Counter, deque
 from pathlib import Path
 
 import xxhash
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 XXH3_128, SHA_256 = 1, 2
-OPEN, RUN_KEY, SECRET = 0, 1, 2
+OPEN, KNOWN, SECRET = 0, 1, 2
+PORT, SENDER, RECEIVER = 7389, bytes(range(0x20, 0x40)), bytes(range(0xD0, 0xF0))  # the keys of the worked example
 CRITICAL, FINAL, DURABLE, MAX_REPAIRS, WINDOW, AT_ONCE = 0x01, 0x02, 0x01, 3, 64, 64
 HEADER = ">4sHH32sQq16sIB3xQH"  # of the journal, up to the path
 VALUES = {"Role": (1, 2), "Mode": (0,), "Kind": (1, 2, 3), "Digest": (1, 2), "Reason": (1, 2)}
@@ -332,10 +337,10 @@ class Lane:
 # --- The handshake ---
 
 
-def transcript_of(dialer_hello, listener_hello):
-    """The 32 bytes that stand for both HELLOs, in plain mode."""
-    parts = (dialer_hello, listener_hello, bytes(32))
-    return hashlib.sha256(b"ftx/1 transcript\0" + b"".join(map(with_length, parts))).digest()
+def transcript_of(dialer_hello, listener_hello, transport=0, fingerprint=bytes(32)):
+    """The 32 bytes that stand for both HELLOs."""
+    parts = map(with_length, (dialer_hello, listener_hello, fingerprint))
+    return hashlib.sha256(b"ftx/1 transcript" + bytes([transport]) + b"".join(parts)).digest()
 
 
 def with_length(part):
@@ -343,22 +348,63 @@ def with_length(part):
     return struct.pack(">I", len(part)) + part
 
 
+def public_of(private):
+    """The public key, which is the identity of who has the private one."""
+    return Ed25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def signature_of(private, maker, transcript):
+    """The signature of `maker`."""
+    return Ed25519PrivateKey.from_private_bytes(private).sign(b"ftx/1 signature " + maker + b"\0" + transcript)
+
+
+def is_signed(signature, identity, maker, transcript):
+    """Whether a signature is that of `maker`, who claims to be `identity`."""
+    try:
+        text = b"ftx/1 signature " + maker + b"\0" + transcript
+        Ed25519PublicKey.from_public_bytes(identity).verify(signature, text)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
 def mac_of(key, maker, method, transcript):
     """The proof that `maker` holds `key`."""
     return hmac.digest(key, b"ftx/1 proof " + maker + b"\0" + bytes([method]) + transcript, "sha256")
 
 
-def peer_id_of(key, method, identity):
+def peer_id_of(identity):
     """What partials hang on."""
-    credential = hmac.digest(key, b"ftx/1 credential" + bytes([method]), "sha256")
-    return hashlib.sha256(b"ftx/1 peer" + credential + identity).digest()
+    return hashlib.sha256(b"ftx/1 peer" + identity).digest()
 
 
-def say_hello(lane, identity, versions):
+def job_id_of(*parts):
+    """What makes two sessions the same job."""
+    return hashlib.sha256(b"ftx/1 job" + b"".join(map(with_length, parts))).digest()
+
+
+def fingerprint_of(identity):
+    """A public key as people read it."""
+    return "ed25519:" + base64.urlsafe_b64encode(identity).decode().rstrip("=")
+
+
+def host_name(host, port):
+    """The name of a listener in `known_hosts`."""
+    return host if port == PORT else f"[{host}]:{port}"
+
+
+def on_file(known_hosts, name):
+    """The fingerprint in a file `known_hosts` that counts for a name; None if there is none."""
+    lines = known_hosts.read_text().splitlines() if known_hosts and known_hosts.exists() else []
+    words = [line.split() for line in lines]
+    return ([words[1] for words in words if words[:1] == [name]] or [None])[-1]
+
+
+def say_hello(lane, private, versions):
     """Sends HELLO; returns its bytes."""
     low, high = versions
     fields = {"magic": b"ftx\0", "version_min": low, "version_max": high, "nonce": secrets.token_bytes(32)}
-    return lane.say("HELLO", **fields, identity=identity, tlvs=[])
+    return lane.say("HELLO", **fields, identity=public_of(private), tlvs=[])
 
 
 def hear_hello(lane, versions, deadline=float("inf")):
@@ -367,48 +413,62 @@ def hear_hello(lane, versions, deadline=float("inf")):
     if fields["magic"] != b"ftx\0":
         raise BrokenLink("the peer is something else than ftx")
     low, high = fields["version_min"], fields["version_max"]
-    require(low <= high, "version_min is above version_max")
     require(max(low, versions[0]) <= min(high, versions[1]), f"this side knows versions {versions}", 3)
     return raw, fields
 
 
-def greet_as_dialer(lane, keys, accept_open, identity, versions):
-    """HELLO and PROOF, until the listener's PROOF is checked."""
-    mine = say_hello(lane, identity, versions)
-    transcript = transcript_of(mine, hear_hello(lane, versions)[0])
-    proofs = [{"method": method, "mac": mac_of(keys[method], b"dialer", method, transcript)} for method in keys]
-    lane.say("PROOF", signature=b"", proofs=proofs, tlvs=[])
+def greet_as_dialer(lane, private, secret, versions):
+    """HELLO and PROOF, until the listener's PROOF is checked; returns its identity and the method."""
+    mine = say_hello(lane, private, versions)
+    theirs, hello = hear_hello(lane, versions)
+    transcript = transcript_of(mine, theirs)
+    proofs = [{"method": SECRET, "mac": mac_of(secret, b"dialer", SECRET, transcript)}] if secret else []
+    lane.say("PROOF", signature=signature_of(private, b"dialer", transcript), proofs=proofs, tlvs=[])
     _, fields, _ = lane.hear({"PROOF"})
     require(len(fields["proofs"]) == 1, "a listener's PROOF has one item")
+    signed = is_signed(fields["signature"], hello["identity"], b"listener", transcript)
+    require(signed, "the listener is not whom its HELLO names", 64)
     method, mac = fields["proofs"][0].values()
-    right = accept_open and SECRET not in keys
-    if method != OPEN:
-        right = method in keys and hmac.compare_digest(mac, mac_of(keys[method], b"listener", method, transcript))
+    right = method in (OPEN, KNOWN)
+    if method == SECRET and secret:
+        right = hmac.compare_digest(mac, mac_of(secret, b"listener", method, transcript))
     require(right, "the listener does not prove that it holds the key", 64)
+    return hello["identity"], method
 
 
-def greet_as_listener(lane, keys, is_open, versions):
+def trust(identity, method, private, secret, name, known_hosts, accept_new):
+    """Ends the session unless this is the listener that the user means. The user's yes puts it on file."""
+    filed, fingerprint = on_file(known_hosts, name), fingerprint_of(identity)
+    require(filed in (None, fingerprint), f"{name} was {filed} and is {fingerprint}", 64)
+    if method == SECRET or identity == public_of(private):
+        return
+    require(not secret, "the listener does not hold the secret", 64)
+    if not filed:
+        require(accept_new, f"{name} is not known: {fingerprint}", 64)
+        if known_hosts:
+            with known_hosts.open("a") as file:
+                file.write(f"{name} {fingerprint}\n")
+
+
+def greet_as_listener(lane, private, secret, is_open, versions):
     """HELLO and PROOF, until OPEN; returns its fields and the peer id."""
     deadline = time.monotonic() + 10
     theirs, hello = hear_hello(lane, versions, deadline)
-    transcript = transcript_of(theirs, say_hello(lane, bytes(32), versions))
+    transcript = transcript_of(theirs, say_hello(lane, private, versions))
     _, fields, _ = lane.hear({"PROOF"}, deadline=deadline)
-    method, key, mac = OPEN, b"", bytes(32)
-    for item in reversed(fields["proofs"]):
-        require(item["method"] != OPEN, "a dialer's PROOF has no item of method 0")
-        own = keys.get(item["method"])
-        if own and hmac.compare_digest(item["mac"], mac_of(own, b"dialer", item["method"], transcript)):
-            method, key, mac = item["method"], own, mac_of(own, b"listener", item["method"], transcript)
+    signed = is_signed(fields["signature"], hello["identity"], b"dialer", transcript)
+    require(signed, "the dialer is not whom its HELLO names", 64)
+    macs = [item["mac"] for item in fields["proofs"] if item["method"] == SECRET]
+    right = mac_of(secret, b"dialer", SECRET, transcript) if secret else b""
+    method, mac = KNOWN if hello["identity"] == public_of(private) else OPEN, bytes(32)
+    if any(hmac.compare_digest(right, one) for one in macs):
+        method, mac = SECRET, mac_of(secret, b"listener", SECRET, transcript)
     require(method != OPEN or is_open, "not allowed in", 64)
-    lane.say("PROOF", signature=b"", proofs=[{"method": method, "mac": mac}], tlvs=[])
+    signature = signature_of(private, b"listener", transcript)
+    lane.say("PROOF", signature=signature, proofs=[{"method": method, "mac": mac}], tlvs=[])
     _, fields, _ = lane.hear({"OPEN", "PING"}, deadline=deadline)
     require(fields["role"] == 1, "this listener serves no pulls", 4)
-    return fields, peer_id_of(key, method, hello["identity"])
-
-
-def keys_of(run_key, secret):
-    """Keys by method."""
-    return {method: key for method, key in ((RUN_KEY, run_key), (SECRET, secret)) if key}
+    return fields, peer_id_of(hello["identity"])
 
 
 # --- The sender ---
@@ -418,11 +478,17 @@ class SourceChanged(Exception):
     """The source is not what was offered."""
 
 
+def tag_of(private, inode, ctime_ns):
+    """The tag of a source that is not young."""
+    secret = hashlib.sha256(b"ftx/1 source tags" + private).digest()
+    return hashlib.sha256(b"ftx source tag" + secret + struct.pack(">Qq", inode, ctime_ns)).digest()[:16]
+
+
 class Sender:
     """The sender of one file, which is entry 1."""
 
-    def __init__(self, lane, file, identity, digest, final):
-        self.lane, self.file, self.identity, self.digest, self.final = lane, file, identity, digest, final
+    def __init__(self, lane, file, private, digest, final):
+        self.lane, self.file, self.private, self.digest, self.final = lane, file, private, digest, final
         self.pin, self.state, self.paused, self.root = os.fstat(file.fileno()), "offered", False, None
         self.size, self.digests = self.pin.st_size, {XXH3_128: {}, SHA_256: {}}
         self.plan, self.asks, self.sent, self.unread = deque(), deque(), Counter(), list(range(grid(self.size)[1]))
@@ -432,8 +498,8 @@ class Sender:
     def offer(self, name, bare):
         """FOLDER with the one file, or with `bare`, a folder or link. The tag of a young file is zero."""
         self.size, self.root = (0, root_of(self.digest, {}, 0)) if bare else (self.size, None)
-        tag = b"ftx source tag" + self.identity + struct.pack(">Qq", self.pin.st_ino, self.pin.st_ctime_ns)
-        fields = {"tag": bytes(16) if self.young else hashlib.sha256(tag).digest()[:16], "target": b"", "tlvs": []}
+        tag = tag_of(self.private, self.pin.st_ino, self.pin.st_ctime_ns)
+        fields = {"tag": bytes(16) if self.young else tag, "target": b"", "tlvs": []}
         fields |= {"kind": 1, "name": name, "size": self.size, "allocated": min(self.pin.st_blocks * 512, self.size)}
         fields |= {"mode": self.pin.st_mode & 0o777, "mtime_ns": self.pin.st_mtime_ns}
         self.lane.say("FOLDER", path=b"", first=1, entries=[fields | (bare or {})])
@@ -552,22 +618,24 @@ class Sender:
         self.totals[{"RECEIPT": "done", "SKIP": "skipped", "REFUSE": "failed"}[name]] = 1
 
 
-def send(host, port, path, *, secret=None, run_key=None, accept_open=False, identity=bytes(range(32)), folder=b"",
+def send(host, port, path, *, private=SENDER, secret=None, known_hosts=None, accept_new=False, folder=b"",
          process=None, retry_for_s=0, digest=XXH3_128, versions=(1, 1), final=False, bare=None, **link):  # fmt: skip
     """Dials and sends one file in one session, `final` if it is small; or `bare`, a folder or link.
 
-    `link` is what Lane takes.
+    `known_hosts` is the path of such a file, `accept_new` the user's yes to a listener that is not in it. `link` is
+    what Lane takes.
     """
     path = Path(path).absolute()
-    job = hashlib.sha256(b"ftx/1 job" + with_length(os.fsencode(path)) + with_length(folder)).digest()
-    fields = {"session": secrets.token_bytes(16), "process": process or secrets.token_bytes(16), "job": job, "role": 1}
+    fields = {"session": secrets.token_bytes(16), "process": process or secrets.token_bytes(16), "role": 1}
+    fields |= {"job": job_id_of(os.fsencode(path), folder)}
     fields |= {"mode": 0, "lanes": 1, "retry_for_s": retry_for_s, "digest": digest, "folder": folder, "tlvs": []}
     with path.open("rb") as file, Lane(socket.create_connection((host, port)), **link) as lane:
-        greet_as_dialer(lane, keys_of(run_key, secret), accept_open, identity, versions)
+        identity, method = greet_as_dialer(lane, private, secret, versions)
+        trust(identity, method, private, secret, host_name(host, port), known_hosts, accept_new)
         lane.say("OPEN", **fields)
         lane.idle = "PING"
         lane.grease()
-        sender = Sender(lane, file, identity, digest, final)
+        sender = Sender(lane, file, private, digest, final)
         sender.offer(os.fsencode(path.name), bare)
         _, opened, _ = lane.hear({"OPENED", "BUSY"})
         require(opened["lanes"] == 1, "OPENED grants lanes that were not asked for")
@@ -854,10 +922,10 @@ class Receiver:
         return arrival.begin()
 
 
-def receive(listener, folder, *, secret=None, run_key=None, is_open=False, versions=(1, 1), **link):
+def receive(listener, folder, *, private=RECEIVER, secret=None, is_open=False, versions=(1, 1), **link):
     """Accepts one connection and takes the files of its session. `link` is what Lane takes."""
     with Lane(listener.accept()[0], **link) as lane:
-        opening, peer = greet_as_listener(lane, keys_of(run_key, secret), is_open, versions)
+        opening, peer = greet_as_listener(lane, private, secret, is_open, versions)
         require(is_path(opening["folder"]), "the folder is refused", 51)
         lane.say("OPENED", lanes=1, window=WINDOW, tlvs=[])
         lane.idle = "PING"

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import socket
 import stat
 import struct
@@ -21,11 +22,12 @@ from pathlib import Path
 import pytest
 
 from . import foreign_peer as peer
-from .foreign_peer import BrokenLink, PeerError, SessionError, receive, send
+from .foreign_peer import RECEIVER, SENDER, BrokenLink, PeerError, SessionError, receive, send
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
 SECRET = bytes(range(32))
+OWN = bytes(range(0x70, 0x90))  # the private key of the real sender
 MIB = 1 << 20
 SIZE = 3 * MIB + MIB // 2
 HOLE = bytes(2 * MIB)
@@ -33,8 +35,9 @@ FILES = {"empty": b"", "one": b"a", "large": random.Random(1).randbytes(SIZE)}
 FILES["sparse"] = HOLE + FILES["large"][:MIB] + HOLE + b"tail"
 DONE = {"done": 1, "skipped": 0, "failed": 0}
 FAILED = {"done": 0, "skipped": 0, "failed": 1}
-OLD = ("old.bin", "old-1.bin", "old-2.bin")
+OLD = ("old.bin", "old-1.bin", "old-2.bin", "old-3.bin")
 MTIME = 1_700_000_000_123_456_789
+MAKERS = {b"dialer": b"listener", b"listener": b"dialer"}
 
 
 # --- The real program ---
@@ -82,6 +85,20 @@ class Program:
         self.process.stderr.close()
 
 
+def key_file(path, key):
+    """Makes a file with a key, as in 4.4 of the document."""
+    path.touch(0o600)
+    path.write_text(key.hex() + "\n")
+
+
+def key_in(path):
+    """The key in such a file, which must have the form that programs of one user rely on."""
+    text = path.read_text()
+    assert (stat.S_IMODE(path.stat().st_mode), stat.S_IMODE(path.parent.stat().st_mode)) == (0o600, 0o700)
+    assert re.fullmatch("[0-9a-f]{64}\n", text)
+    return bytes.fromhex(text)
+
+
 @contextlib.contextmanager
 def receiver(home, folder, *options):
     """`ftx receive`; gives its port."""
@@ -93,8 +110,7 @@ def receiver(home, folder, *options):
 def home(tmp_path_factory):
     """The user's folder: a secret file, the configuration, and the sources of `old`."""
     folder = tmp_path_factory.mktemp("home")
-    (folder / "secret").touch(0o600)
-    (folder / "secret").write_text(SECRET.hex() + "\n")
+    key_file(folder / "secret", SECRET)
     for name in OLD:
         (folder / name).write_bytes(FILES["large"])
     return folder
@@ -102,7 +118,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def there(home, tmp_path_factory):
-    """A real receiver that has the secret and a run key: its port and its folder."""
+    """A real receiver that has the secret: its port and its folder."""
     folder = tmp_path_factory.mktemp("there")
     with receiver(home, folder, "--secret-file", home / "secret") as port:
         yield port, folder
@@ -127,31 +143,37 @@ def to_there(there, tmp_path):
 
 @pytest.fixture
 def from_real(home, tmp_path):
-    """Takes a file from `ftx send` in one or more sessions; gives its exit status, their ends and their traces."""
-    (tmp_path / "here").mkdir()
+    """Takes a file from `ftx send` in one or more sessions; gives its exit status, their ends and their traces.
 
-    def go(*sessions, path=None, data=FILES["one"], options=(), **common):
+    The real sender has a configuration of its own, with OWN as its private key, and calls the peer by one name.
+    """
+    (tmp_path / "here").mkdir()
+    (tmp_path / "config").mkdir(0o700)
+    key_file(tmp_path / "config" / "identity", OWN)
+
+    def go(*sessions, path=None, data=FILES["one"], options=(), host=HOST, **common):
         path = path or tmp_path / "source.bin"
         if not path.exists():
             path.write_bytes(data)
         common = {"secret": SECRET} | common
-        keys = ("--secret-file", home / "secret") if "--accept-new" not in options and common["secret"] else ()
+        keys = ("--secret-file", home / "secret") if common["secret"] else ()
         ends, traces = [], []
-        with socket.create_server((HOST, 0)) as listener:
-            listener.settimeout(10)
-            port = listener.getsockname()[1]
-            with Program(home, "send", path, HOST, "--port", port, *keys, *options) as program:
-                for session in sessions or ({},):
-                    traces.append([])
-                    try:
-                        ends.append(receive(listener, tmp_path / "here", trace=traces[-1], **common, **session))
-                    except (BrokenLink, SessionError) as error:
-                        ends.append(error)
-                status, go.text = program.end()
+        with Program(tmp_path, "send", path, host, "--port", port, *keys, *options) as program:
+            for session in sessions or ({},):
+                traces.append([])
+                try:
+                    ends.append(receive(listener, tmp_path / "here", trace=traces[-1], **common, **session))
+                except (BrokenLink, SessionError) as error:
+                    ends.append(error)
+            status, go.text = program.end()
         go.target = tmp_path / "here" / path.name
         return status, ends, traces
 
-    return go
+    with socket.create_server((HOST, 0)) as listener:
+        listener.settimeout(10)
+        port = listener.getsockname()[1]
+        go.name, go.known_hosts = peer.host_name(HOST, port), tmp_path / "config" / "known_hosts"
+        yield go
 
 
 @pytest.fixture
@@ -235,22 +257,14 @@ def instead(name, **fields):
     return lambda _raw: peer.frame(name, **fields)
 
 
-def more_than_the_window(raw):
-    """A file in a folder, and the folder itself so often that 1025 are outstanding: its answer waits for the file."""
-    (file,) = peer.parse(raw)["entries"]
-    folder = {**file, "kind": 2, "name": b"d", "size": 0, "allocated": 0}
-    inside = rewrite(path=b"d")(raw)
-    return inside + rewrite(first=2, entries=[folder] * 1023)(raw) + rewrite(first=1025, entries=[folder])(raw)
-
-
 def tlv(kind):
     """A list of one TLV."""
     return [{"type": kind, "value": b"later"}]
 
 
-def partial(folder, path, end="part"):
+def partial(folder, path, end="part", private=SENDER):
     """The partial of the peer's file at a receiver, by Appendix A."""
-    who = peer.peer_id_of(SECRET, peer.SECRET, SECRET)
+    who = peer.peer_id_of(peer.public_of(private))
     return folder / ".ftx" / f"{hashlib.sha256(who + os.fsencode(path)).hexdigest()[:32]}.{end}"
 
 
@@ -261,9 +275,9 @@ def listed(journal, path):
     return [index for first, count, _ in records for index in range(first, first + count)]
 
 
-def cut_when_listed(folder, path):
+def cut_when_listed(folder, path, private=SENDER):
     """A tamper that breaks the connection at the third chunk, when a receiver has listed two."""
-    journal = partial(folder, path.name, "journal")
+    journal = partial(folder, path.name, "journal", private)
 
     def change(raw):
         until = time.monotonic() + 5
@@ -273,6 +287,114 @@ def cut_when_listed(folder, path):
         return cut(raw)
 
     return nth("said", "DATA", 3, change)
+
+
+# --- The document's own bytes ---
+
+
+def section(number):
+    """The text of a part of section 2 or 16 of the document."""
+    text = (ROOT / "protocol.md").read_text()
+    return text[text.index(f"\n### {number} ") :].split("\n### ")[1].split("\n## ")[0]
+
+
+def example():
+    """The frames of the worked example, as (side, name, bytes). The payloads of DATA are complete."""
+    found = []
+    for number in ("2.1", "2.2"):
+        blocks = re.findall(r"\*\*\d+\. (dialer|listener), .*?```hex\n(.*?)```", section(number), re.DOTALL)
+        for side, block in blocks:
+            parts = [re.split("  #| …", line)[0] for line in block.splitlines()]
+            raw = bytes.fromhex("".join(parts).replace(" ", ""))
+            if raw[0] == 0x20:
+                length, index = int.from_bytes(raw[4:8], "big") - 32, raw[31]
+                raw = raw[:48] + bytes(at % 251 for at in range(index << 20, (index << 20) + length))
+                assert raw[48:64].hex() == parts[-1]
+            found.append((side, peer.NAMES.get(raw[0], "unknown"), raw))
+    return found
+
+
+def vectors():
+    """The values of section 16.1, by name."""
+    block = section("16.1").split("```vectors\n")[1].split("```")[0]
+    return {name: bytes.fromhex(value) for name, value in re.findall(r"(.*):\n((?:  .*\n)+)", block)}
+
+
+def test_the_example():
+    frames = example()
+    assert len(frames) == 24
+    for _, name, raw in frames:
+        assert raw[8:16] == peer.check_of(raw)
+        assert len(raw) == 16 + int.from_bytes(raw[4:8], "big")
+        assert name == "unknown" or peer.frame(name, **peer.parse(raw)) == raw
+    greetings = [raw for _, name, raw in frames if name in ("HELLO", "PROOF")]
+    for dialer, listener, *proofs in (greetings[:4], greetings[4:]):
+        transcript = peer.transcript_of(dialer, listener)
+        for maker, private, hello, raw in zip(MAKERS, (SENDER, RECEIVER), (dialer, listener), proofs, strict=True):
+            fields, identity = peer.parse(raw), peer.parse(hello)["identity"]
+            assert identity == peer.public_of(private)
+            assert fields["signature"] == peer.signature_of(private, maker, transcript)
+            assert peer.is_signed(fields["signature"], identity, maker, transcript)
+            assert not peer.is_signed(fields["signature"], identity, MAKERS[maker], transcript)
+            assert fields["proofs"] == [{"method": 2, "mac": peer.mac_of(SECRET, maker, 2, transcript)}]
+    (tag,) = {peer.parse(raw)["entries"][0]["tag"] for _, name, raw in frames if name == "FOLDER"}
+    assert tag == peer.tag_of(SENDER, 4711, MTIME)
+
+
+def test_the_values():
+    dialer, listener = (raw for _, name, raw in example()[:2])
+    transcript, tls = peer.transcript_of(dialer, listener), peer.transcript_of(dialer, listener, 1, SECRET)
+    who, path, size = peer.peer_id_of(peer.public_of(SENDER)), b"inbox/blob.bin", 2 * MIB + 1000
+    key, tag = hashlib.sha256(who + path).digest()[:16], peer.tag_of(SENDER, 4711, MTIME)
+    fields = (b"ftxj", 1, 0, who, size, 1_700_000_000 * 10**9, tag, MIB, 1, 1234, len(path))
+    journal = struct.pack(peer.HEADER, *fields) + path
+    seed = peer.xxhash.xxh3_64_intdigest(journal)
+    journal += struct.pack(">Q", seed)
+    for index in (0, 1):
+        record = struct.pack(">QQ", index, 1)
+        journal += record + struct.pack(">Q", peer.xxhash.xxh3_64_intdigest(record, seed))
+    chunks = {
+        index: peer.digest_of(1, raw[48:]) for index, raw in enumerate(raw for _, n, raw in example() if n == "DATA")
+    }
+    values = {
+        "transcript": transcript,
+        "public key of the dialer": peer.public_of(SENDER),
+        "public key of the listener": peer.public_of(RECEIVER),
+        "signature of the dialer": peer.signature_of(SENDER, b"dialer", transcript),
+        "signature of the listener": peer.signature_of(RECEIVER, b"listener", transcript),
+        "mac of the dialer": peer.mac_of(SECRET, b"dialer", 2, transcript),
+        "mac of the listener": peer.mac_of(SECRET, b"listener", 2, transcript),
+        "mac of the dialer, method 3": peer.mac_of(SECRET, b"dialer", 3, transcript),
+        "transcript over TLS": tls,
+        "secret for source tags": hashlib.sha256(b"ftx/1 source tags" + SENDER).digest(),
+        "peer id": who,
+        "job id": peer.job_id_of(b"/home/ann/blob.bin", b"inbox"),
+        "source tag": tag,
+        "key of the partial": key,
+        "journal": journal,
+        "xxh3-128 root of the worked example": peer.root_of(1, chunks, size),
+    }
+    for name, digest in (("xxh3-128", 1), ("sha-256", 2)):
+        values |= {
+            f"{name} of nothing": peer.digest_of(digest, b""),
+            f"{name} root of the empty file": peer.root_of(digest, {}, 0),
+            f"{name} chunk digest of the file `a`": peer.digest_of(digest, b"a"),
+            f"{name} root of the file `a`": peer.root_of(digest, {0: peer.digest_of(digest, b"a")}, 1),
+            f"{name} of a chunk of 1 MiB of zeros": peer.digest_of(digest, bytes(MIB)),
+        }
+    assert values == vectors()
+    fingerprint = peer.fingerprint_of(peer.public_of(SENDER))
+    assert f"`{fingerprint}`" in (ROOT / "protocol.md").read_text()
+
+
+def test_the_frames():
+    block = section("16.2").split("```vectors\n")[1].split("```")[0]
+    frames = re.findall(r"^([A-Z_]+): .*\n((?:[0-9a-f]+\n)+)", block, re.MULTILINE)
+    assert [name for name, _ in frames] == list(peer.MESSAGES)
+    for name, text in frames:
+        raw = bytes.fromhex(text)
+        assert peer.frame(name, **peer.parse(raw)) == raw
+        assert name == peer.NAMES[raw[0]]
 
 
 # --- The peer sends ---
@@ -387,35 +509,129 @@ def test_send_a_wrong_frame_check(there, to_there):
 
 
 def test_send_keys(home, there, to_there):
-    run_key = bytes.fromhex((home / "config" / "run.key").read_text())
-    for keys in ({"secret": bytes(32)}, {"secret": None}, {"secret": None, "run_key": bytes(32)}):
+    for keys in ({"secret": bytes(32)}, {"secret": None}):
         end, trace = to_there(**keys)
         assert (type(end), end.code) == (PeerError, 64)
         assert not named(trace, "said", "OPEN")
-    totals, trace = to_there(secret=bytes(32), run_key=run_key)
+    totals, trace = to_there()
     assert totals == DONE
-    assert named(trace, "heard", "PROOF")[0]["proofs"][0]["method"] == peer.RUN_KEY
+    assert named(trace, "heard", "HELLO")[0]["identity"] == peer.public_of(key_in(home / "config" / "identity"))
+    assert named(trace, "heard", "PROOF")[0]["proofs"][0]["method"] == peer.SECRET
 
     def and_others(raw):
-        later = [{"method": method, "mac": bytes(32)} for method in (3, 200)]
+        later = [{"method": method, "mac": bytes(32)} for method in (0, 1, 200)]
         return rewrite(proofs=[*later, *peer.parse(raw)["proofs"]])(raw)
 
     assert to_there(tamper=nth("said", "PROOF", 1, and_others))[0]["skipped"] == 1
 
 
-def test_send_to_open(home, tmp_path):
-    folder, path = tmp_path / "open", tmp_path / "file"
+def test_send_known(home, to_there):
+    """Who has the receiver's own key needs no other, and no yes: it is the same user."""
+    private = key_in(home / "config" / "identity")
+    totals, trace = to_there(secret=None, private=private)
+    assert totals == DONE
+    assert named(trace, "said", "PROOF")[0]["proofs"] == []
+    assert named(trace, "heard", "PROOF")[0]["proofs"] == [{"method": peer.KNOWN, "mac": bytes(32)}]
+    _, trace = to_there(private=private)
+    assert named(trace, "heard", "PROOF")[0]["proofs"][0]["method"] == peer.SECRET
+    end, trace = to_there(private=private, secret=bytes(32))
+    assert named(trace, "heard", "PROOF")[0]["proofs"] == [{"method": peer.KNOWN, "mac": bytes(32)}]
+    assert end["skipped"] == 1
+
+
+def test_send_resumes_what_another_method_admitted(home, there, to_there, old):
+    """A peer is a key pair, whatever has admitted it; another one with the same secret is another peer."""
+    path, private = old.with_name(OLD[3]), key_in(home / "config" / "identity")
+    to_there(path=path, private=private, tamper=cut_when_listed(there[1], path, private))
+    until = time.monotonic() + 10
+    while True:  # until the receiver has found that the connection broke
+        _, trace = to_there(path=path, tamper=nth("said", "DATA", 1, cut))
+        if not named(trace, "heard", "REFUSE"):
+            break
+        assert named(trace, "heard", "REFUSE")[0]["items"][0]["code"] == 53
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert wanted(trace, "heard") == [[0, 1, 2, 3]]
+    while True:
+        totals, trace = to_there(path=path, private=private, secret=None)
+        if totals == DONE:
+            break
+        assert named(trace, "heard", "REFUSE")[0]["items"][0]["code"] == 53
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert wanted(trace, "heard") == [[2, 3]]
+    assert (there[1] / path.name).read_bytes() == FILES["large"]
+
+
+SIGN = peer.signature_of
+NO_SIGNATURES = {
+    "another key": lambda private, maker, transcript: SIGN(bytes(32), maker, transcript),
+    "another maker": lambda private, maker, transcript: SIGN(private, MAKERS[maker], transcript),
+    "another transcript": lambda private, maker, transcript: SIGN(private, maker, flip(transcript)),
+    "a zero byte too few": lambda private, maker, transcript: SIGN(private, maker[:-1], maker[-1:] + transcript),
+    "damaged": lambda *what: flip(SIGN(*what)),
+    "empty": lambda *what: b"",
+    "too short": lambda *what: SIGN(*what)[:-1],
+    "too long": lambda *what: SIGN(*what) + b"\0",
+    "twice": lambda *what: SIGN(*what) * 2,
+    "zeros": lambda *what: bytes(64),
+}
+
+
+@pytest.mark.parametrize("case", NO_SIGNATURES)
+def test_send_a_wrong_signature(home, to_there, monkeypatch, case):
+    monkeypatch.setattr(peer, "signature_of", NO_SIGNATURES[case])
+    for keys in ({}, {"secret": None, "private": key_in(home / "config" / "identity")}):
+        end, trace = to_there(**keys)
+        assert (type(end), end.code) == (PeerError, 64)
+        assert not named(trace, "heard", "PROOF")
+
+
+NO_POINTS = [bytes.fromhex("02" + "00" * 31), b"\xff" * 32]
+
+
+@pytest.mark.parametrize("identity", [peer.public_of(RECEIVER), bytes(32), *NO_POINTS])
+def test_send_another_identity(to_there, identity):
+    """An identity that is another's, or nobody's, or no public key at all."""
+    end, trace = to_there(tamper=nth("said", "HELLO", 1, rewrite(identity=identity)))
+    assert (type(end), end.code) == (PeerError, 64)
+    assert not named(trace, "heard", "PROOF")
+
+
+def test_send_to_a_wrong_signature(to_there):
+    for change in (lambda raw: rewrite(signature=flip(peer.parse(raw)["signature"]))(raw), rewrite(signature=b"")):
+        end, trace = to_there(tamper=nth("heard", "PROOF", 1, change))
+        assert (type(end), end.code) == (SessionError, 64)
+        assert not named(trace, "said", "OPEN")
+
+
+def test_send_to_open(home, tmp_path, monkeypatch):
+    folder, path, known_hosts = tmp_path / "open", tmp_path / "file", tmp_path / "known_hosts"
     path.write_bytes(b"first")
     with receiver(home, folder, "--open") as port:
-        assert send(HOST, port, path, accept_open=True) == DONE
-        path.write_bytes(b"second")
-        assert send(HOST, port, path, accept_open=True, identity=bytes(32)) == DONE
-        for keys in ({}, {"secret": SECRET}, {"secret": SECRET, "accept_open": True}):
+        for keys in ({}, {"secret": SECRET}, {"secret": SECRET, "accept_new": True}):
             trace = []
             with pytest.raises(SessionError):
-                send(HOST, port, path, trace=trace, **keys)
+                send(HOST, port, path, trace=trace, known_hosts=known_hosts, **keys)
+            assert named(trace, "heard", "PROOF")[0]["proofs"] == [{"method": peer.OPEN, "mac": bytes(32)}]
             assert not named(trace, "said", "OPEN")
-    assert sorted(one.read_bytes() for one in folder.iterdir() if one.is_file()) == [b"first", b"second"]
+        assert send(HOST, port, path, accept_new=True, known_hosts=known_hosts) == DONE
+        path.write_bytes(b"second")
+        assert send(HOST, port, path, private=bytes(32), known_hosts=known_hosts) == DONE
+        private, trace = key_in(home / "config" / "identity"), []
+        path.write_bytes(b"third")
+        assert send(HOST, port, path, private=private, trace=trace) == DONE
+        assert named(trace, "heard", "PROOF")[0]["proofs"] == [{"method": peer.KNOWN, "mac": bytes(32)}]
+        fingerprint = peer.fingerprint_of(peer.public_of(private))
+        assert known_hosts.read_text() == f"[{HOST}]:{port} {fingerprint}\n"
+        known_hosts.write_text(f"[{HOST}]:{port} {peer.fingerprint_of(peer.public_of(RECEIVER))}\n")
+        with pytest.raises(SessionError, match=fingerprint):
+            send(HOST, port, path, accept_new=True, known_hosts=known_hosts)
+        monkeypatch.setattr(peer, "signature_of", NO_SIGNATURES["damaged"])
+        with pytest.raises(PeerError, match="64"):
+            send(HOST, port, path, accept_new=True)
+    files = sorted(one.read_bytes() for one in folder.iterdir() if one.is_file())
+    assert files == [b"first", b"second", b"third"]
 
 
 def test_send_versions(to_there):
@@ -470,12 +686,12 @@ def data(**fields):
         ("FOLDER", rewrite(first=0), 2),
         ("FOLDER", lambda raw: raw * 2, 2),
         ("FOLDER", lambda raw: rewrite(entries=peer.parse(raw)["entries"] * 1025)(raw), 2),
-        ("FOLDER", lambda raw: more_than_the_window(raw), 2),
         ("FOLDER", behind(data()), 2),
         ("FOLDER", behind(peer.frame("FINISH", entry=1, root=bytes(16))), 2),
         ("FOLDER", before(peer.frame("WANT", entry=1, held=0, ranges=[])), 2),
         ("FOLDER", before(peer.frame("BYE", done=1, skipped=0, failed=0)), 2),
         ("PROOF", before(peer.frame("PING")), 2),
+        ("PROOF", rewrite(signature=bytes(129)), 2),
         ("DATA", lambda raw: raw * 2, 2),
         *(("DATA", before(data(**fields)), 2) for fields in ({}, {"entry": 0}, {"entry": 2}, {"index": 4})),
         ("FINISH", before(peer.frame("ZEROS", entry=1, ranges=[{"first": 0, "count": 1}])), 2),
@@ -487,6 +703,22 @@ def data(**fields):
 def test_send_what_ends_the_session(to_there, name, change, code):
     end, _ = to_there(tamper=nth("said", name, 1, change))
     assert (type(end), end.code) == (PeerError, code)
+
+
+def test_send_more_than_the_window(to_there):
+    """More entries than are granted. What is answered about them meanwhile is no matter."""
+    no_matter = {"WANT": rewrite(entry=1, ranges=[]), "WANT_ALL": rewrite(entries=[])}
+
+    def tamper(side, name, raw):
+        if (side, name) != ("said", "FOLDER"):
+            return no_matter[name](raw) if side == "heard" and name in no_matter else raw
+        (one,) = peer.parse(raw)["entries"]
+        entries = [one | {"name": f"{number}.bin".encode()} for number in range(1025)]
+        return rewrite(entries=entries[:1024])(raw) + rewrite(first=1025, entries=entries[1024:])(raw)
+
+    end, trace = to_there(tamper=tamper)
+    assert (type(end), end.code) == (PeerError, 2)
+    assert all(fields["window"] == 1024 for fields in named(trace, "heard", "OPENED"))
 
 
 @pytest.mark.parametrize(
@@ -520,7 +752,7 @@ def test_send_evicts(there, to_there, tmp_path):
     path.write_bytes(FILES["large"])
 
     def again(raw):
-        inner.append(to_there(path=path, identity=bytes(32)))
+        inner.append(to_there(path=path, private=bytes(32)))
         inner.append(to_there(path=path))
         return raw
 
@@ -618,24 +850,220 @@ def test_receive_a_wrong_frame_check(from_real, side, name):
     assert not named(traces[0], "heard", "ERROR")
 
 
-def test_receive_keys(home, there, from_real):
-    run_key = bytes.fromhex((home / "config" / "run.key").read_text())
-    assert from_real(secret=None, run_key=run_key)[:2] == (0, [DONE])
-    for case in (
-        {"secret": bytes(32)},
-        {"tamper": nth("said", "PROOF", 1, rewrite(proofs=[{"method": 2, "mac": bytes(32)}]))},
-        {"tamper": nth("said", "PROOF", 1, rewrite(proofs=[{"method": 0, "mac": bytes(32)}]))},
-    ):
-        status, _, (trace,) = from_real(**case)
-        assert status == 8
-        assert not named(trace, "heard", "OPEN")
-
-
-def test_receive_open(from_real):
-    status, _, (trace,) = from_real(secret=None, is_open=True)
+def refused(from_real, *sessions, **common):
+    """Lets the real sender refuse the peer: nothing is sent. Gives what it said on standard error."""
+    status, ends, (trace,) = from_real(*sessions, **common)
     assert status == 8
-    assert not named(trace, "heard", "OPEN")
+    assert isinstance(ends[0], PeerError) and ends[0].code == 64 or isinstance(ends[0], BrokenLink)
+    assert not {name for side, name, _ in trace if side == "heard"} - {"HELLO", "PROOF", "ERROR", "unknown"}
+    return from_real.text
+
+
+def lines(known_hosts):
+    """The lines that mean something."""
+    return [line for line in known_hosts.read_text().splitlines() if line and not line.startswith("#")]
+
+
+def proof(method):
+    """A tamper that names another method in the listener's PROOF."""
+    return {"tamper": nth("said", "PROOF", 0, rewrite(proofs=[{"method": method, "mac": bytes(32)}]))}
+
+
+def test_receive_keys(from_real):
+    status, ends, (trace,) = from_real()
+    assert (status, ends) == (0, [DONE])
+    assert named(trace, "heard", "HELLO")[0]["identity"] == peer.public_of(OWN)
+    assert [item["method"] for item in named(trace, "heard", "PROOF")[0]["proofs"]] == [peer.SECRET]
+    for method in (0, 1, 2, 3, 200):
+        refused(from_real, proof(method))
+    assert from_real(secret=bytes(32))[0] == 8
+    assert not from_real.known_hosts.exists()
+
+
+def test_receive_known(home, from_real):
+    """A listener with the sender's own key is the same user, and nobody else has that."""
+    status, ends, (trace,) = from_real(secret=None, private=OWN)
+    assert (status, ends) == (0, [DONE])
+    assert named(trace, "heard", "PROOF")[0]["proofs"] == []
+    assert named(trace, "said", "PROOF")[0]["proofs"] == [{"method": peer.KNOWN, "mac": bytes(32)}]
+    assert from_real(proof(0), secret=None, private=OWN)[0] == 0
+    assert from_real(secret=None, private=OWN, options=["--secret-file", home / "secret"])[0] == 0
+    refused(from_real, proof(2), secret=None, private=OWN)
+    refused(from_real, proof(200), secret=None, private=OWN)
+    refused(from_real, proof(1), secret=None, is_open=True)
+    assert not from_real.known_hosts.exists()
+
+
+@pytest.mark.parametrize("case", NO_SIGNATURES)
+def test_receive_a_wrong_signature(from_real, monkeypatch, case):
+    monkeypatch.setattr(peer, "signature_of", NO_SIGNATURES[case])
+    refused(from_real)
+    refused(from_real, secret=None, private=OWN)
+    refused(from_real, secret=None, is_open=True, options=["--accept-new"])
+    assert not from_real.known_hosts.exists()
+
+
+@pytest.mark.parametrize("identity", [peer.public_of(OWN), bytes(32), *NO_POINTS])
+def test_receive_another_identity(from_real, identity):
+    refused(from_real, {"tamper": nth("said", "HELLO", 1, rewrite(identity=identity))})
+
+
+def test_receive_mirrored(from_real):
+    """Whoever sends the sender its own identity and signature is not the same user."""
+    said = {}
+
+    def mirror(side, name, raw):
+        if side == "heard":
+            said[name] = peer.parse(raw) if name in ("HELLO", "PROOF") else {}
+            return raw
+        fields = {"HELLO": ("identity", "nonce"), "PROOF": ("signature",)}.get(name, ())
+        return rewrite(**{field: said[name][field] for field in fields})(raw) if fields else raw
+
+    refused(from_real, {"tamper": mirror}, secret=None, is_open=True, options=["--accept-new"])
+
+
+def test_receive_from_a_wrong_signature(from_real):
+    change = nth("heard", "PROOF", 0, lambda raw: rewrite(signature=flip(peer.parse(raw)["signature"]))(raw))
+    for keys in ({}, {"secret": None, "private": OWN}, {"secret": None, "is_open": True, "options": ["--accept-new"]}):
+        status, (end,), (trace,) = from_real({"tamper": change}, **keys)
+        assert (status, type(end), end.code) == (8, SessionError, 64)
+        assert not named(trace, "said", "PROOF")
+
+
+MINE, OTHER = (peer.fingerprint_of(peer.public_of(private)) for private in (RECEIVER, SENDER))
+
+
+@pytest.mark.parametrize("method", [peer.OPEN, peer.KNOWN])
+def test_receive_accept_new(from_real, method):
+    common = proof(method) | {"secret": None, "is_open": True}
+    assert MINE in refused(from_real, **common)
+    assert not from_real.known_hosts.exists()
+    assert from_real(**common, options=["--accept-new"])[:2] == (0, [DONE])
+    assert lines(from_real.known_hosts) == [f"{from_real.name} {MINE}"]
+    text = from_real.known_hosts.read_text()
+    assert from_real(**common)[0] == 0
+    assert (from_real.text, peer.on_file(from_real.known_hosts, from_real.name)) == ("", MINE)
+    assert from_real(**common, options=["--accept-new"])[0] == 0
+    refused(from_real, **common, host="localhost")
+    message = refused(from_real, **common, private=SENDER, options=["--accept-new"])
+    assert MINE in message
+    assert OTHER in message
+    assert from_real.known_hosts.read_text() == text
+
+
+def test_receive_another_key_than_on_file(from_real):
+    """What is on file counts for more than the secret, the sender's own key and the user's yes."""
+    from_real.known_hosts.write_text(f"{from_real.name} {OTHER}\n")
+    for keys, fingerprint in (
+        ({}, MINE),
+        ({"secret": None, "private": OWN}, peer.fingerprint_of(peer.public_of(OWN))),
+        ({"secret": None, "is_open": True}, MINE),
+        ({"secret": None, "is_open": True, "options": ["--accept-new"]}, MINE),
+    ):
+        text = refused(from_real, **keys)
+        assert OTHER in text
+        assert fingerprint in text
+    assert from_real.known_hosts.read_text() == f"{from_real.name} {OTHER}\n"
+    assert from_real(private=SENDER)[:2] == (0, [DONE])
+
+
+def test_receive_on_file_is_no_secret(home, from_real):
+    from_real.known_hosts.write_text(f"{from_real.name} {MINE}\n")
+    refused(from_real, secret=None, is_open=True, options=["--secret-file", home / "secret"])
+    refused(from_real, secret=None, is_open=True, options=["--secret-file", home / "secret", "--accept-new"])
+    assert from_real()[:2] == (0, [DONE])
+
+
+@pytest.mark.parametrize(
+    ("text", "is_known"),
+    [
+        ("{name} {mine}", True),
+        ("# ours\n\n{name} \t {mine}\n", True),
+        ("{name} {other}\nelsewhere {other}\n{name} {mine}\n[{host}]:1 {other}\n{host} {other}\n", True),
+        ("{name} {mine}\n{name} {other}\n", False),
+        ("{name} {mine}\n#{name} {other}\n", True),
+        ("#{name} {mine}\n", False),
+        ("{host} {mine}\n[{host}]:1 {mine}\nelsewhere {mine}\n", False),
+    ],
+)
+def test_receive_known_hosts(from_real, text, is_known):
+    text = text.format(name=from_real.name, host=HOST, mine=MINE, other=OTHER)
+    from_real.known_hosts.write_text(text)
+    assert (peer.on_file(from_real.known_hosts, from_real.name) == MINE) == is_known
+    if is_known:
+        assert from_real(secret=None, is_open=True)[:2] == (0, [DONE])
+    else:
+        refused(from_real, secret=None, is_open=True)
+    assert from_real.known_hosts.read_text() == text
+
+
+def test_receive_puts_on_file_behind_others(from_real):
+    """Also when the last line has lost its end."""
+    from_real.known_hosts.write_text(f"# ours\nelsewhere {OTHER}")
     assert from_real(secret=None, is_open=True, options=["--accept-new"])[:2] == (0, [DONE])
+    assert from_real.known_hosts.read_text() == f"# ours\nelsewhere {OTHER}\n{from_real.name} {MINE}\n"
+
+
+@pytest.mark.parametrize(("typed", "host"), [("127.73.89.1", "127.73.89.1"), ("[::1]", "::1")])
+def test_receive_at_the_usual_port(from_real, tmp_path, typed, host):
+    """There the name of a listener is the host alone, and has no brackets."""
+    path = tmp_path / "source.bin"
+    path.write_bytes(b"a")
+    with contextlib.ExitStack() as stack:
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            listener = stack.enter_context(socket.create_server((host, peer.PORT), family=family))
+        except OSError:
+            pytest.skip("no such address, or somebody uses the port")
+        listener.settimeout(10)
+        for options in (["--accept-new"], []):
+            program = stack.enter_context(Program(tmp_path, "send", path, typed, *options))
+            receive(listener, tmp_path / "here", is_open=True)
+            assert program.end() == (0, "")
+    assert lines(from_real.known_hosts) == [f"{host} {MINE}"]
+
+
+@pytest.mark.parametrize("config", ["/proc/self", "/dev/null"])
+def test_receive_without_a_place_for_keys(from_real, home, tmp_path, config):
+    """A sender that cannot keep a key pair transfers all the same, when something else admits it."""
+    path = tmp_path / "source.bin"
+    path.write_bytes(b"a")
+    with socket.create_server((HOST, 0)) as listener:
+        listener.settimeout(5)
+        port = listener.getsockname()[1]
+        with Program(Path(config), "send", path, HOST, "--port", port, "--secret-file", home / "secret") as program:
+            try:
+                totals = receive(listener, tmp_path / "here", secret=SECRET)
+            except TimeoutError:
+                totals = None
+            assert (program.end(), totals) == ((0, ""), DONE)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "mode"),
+    [
+        ("identity", OWN.hex() + "\n", 0o640),
+        ("identity", OWN.hex()[1:] + "\n", 0o600),
+        ("known_hosts", "NAME\n", 0o600),
+        ("known_hosts", f"NAME {MINE}\nNAME ed25519:xx\n", 0o600),
+        ("known_hosts", "NAME rsa:xx\n", 0o600),
+        ("known_hosts", f"NAME {MINE}\n", 0o620),
+    ],
+)
+def test_receive_a_file_that_is_not_to_be_used(from_real, tmp_path, name, text, mode):
+    """The program says so and ends, before it dials. NAME is the listener's."""
+    file, path = tmp_path / "config" / name, tmp_path / "source.bin"
+    path.write_bytes(b"a")
+    with socket.create_server((HOST, 0)) as listener:
+        file.write_text(text.replace("NAME", f"[{HOST}]:{listener.getsockname()[1]}"))
+        file.chmod(mode)
+        with Program(tmp_path, "send", path, HOST, "--port", listener.getsockname()[1]) as program:
+            status, message = program.end()
+        assert status
+        assert str(file) in message
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
 
 
 def test_receive_versions(from_real):
@@ -681,6 +1109,8 @@ def one_range(first, count):
         ("WANT", before(peer.raw_frame(0x44, bytes(65537), 0)), 2),
         *((name, rewrite(tlvs=tlv(0x8123)), 4) for name in ("HELLO", "PROOF")),
         ("PROOF", rewrite(proofs=[]), 2),
+        ("PROOF", lambda raw: rewrite(proofs=peer.parse(raw)["proofs"] * 2)(raw), 2),
+        ("PROOF", rewrite(signature=bytes(129)), 2),
         ("WANT", before(ask()), 2),
         ("WANT", behind(ask(first=3, count=2)), 2),
         ("WANT", one_range(3, 2), 2),
@@ -738,7 +1168,7 @@ def test_the_real_receiver_goes_on_with_a_partial_of_the_peer(home, from_real, o
     key = ("--secret-file", home / "secret")
     with contextlib.ExitStack() as stack:
         port = stack.enter_context(receiver(home, tmp_path / "here", *key))
-        program = stack.enter_context(Program(home, "send", old, HOST, "--port", port, *key))
+        program = stack.enter_context(Program(tmp_path, "send", old, HOST, "--port", port, *key))
         text, _ = program.process.communicate()
     finished = json.loads(text.splitlines()[-1])
     assert (finished["code"], finished["bytes_sent"]) == (0, SIZE - 2 * MIB)

@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ftx.net import handshake
+from ftx.net.handshake import Trust
+from ftx.net.identity import Identity
 from ftx.net.lane import Lane
 from ftx.protocol import messages as m
 from ftx.protocol.manifest import DigestName, Kind
 from ftx.protocol.messages import Role
 
 PATIENCE_S = 10.0
+ANYONE = Trust("there", anyone=True)
 
 
 def connected(port: int, source: str = "127.0.0.1") -> socket.socket:
@@ -26,7 +29,7 @@ def sender(port: int, digest: DigestName = DigestName.XXH3_128) -> Iterator[Lane
     """A session with an open receiver, right behind OPENED."""
     with connected(port) as sock:
         lane = Lane(sock, dialer=True)
-        handshake.dial(lane, {}, secrets.token_bytes(32), accept_open=True)
+        handshake.dial(lane, Identity(secrets.token_bytes(32)), {}, ANYONE)
         job, process, session = secrets.token_bytes(32), secrets.token_bytes(16), secrets.token_bytes(16)
         lane.order.opened(Role.SENDER)
         request = m.Open(session, process, job, Role.SENDER, m.Mode.TRANSFER, 1, 0, digest, b"")
@@ -44,7 +47,7 @@ def receiver(run_sender: Callable[[int], None]) -> Iterator[Lane]:
         with sock:
             sock.settimeout(PATIENCE_S)
             lane = Lane(sock, dialer=False)
-            handshake.listen(lane, {}, open_=True)
+            handshake.listen(lane, Identity(secrets.token_bytes(32)), {}, open_=True)
             lane.send(m.Opened(1, 64))
             lane.order.opened(Role.RECEIVER)
             heard(lane, m.Folder)

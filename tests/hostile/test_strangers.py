@@ -14,6 +14,7 @@ import pytest
 from ftx.errors import LinkLost, ProtocolError, Refused, UsageError
 from ftx.net import handshake, peers
 from ftx.net import lane as lane_module
+from ftx.net.identity import Identity
 from ftx.net.lane import Lane
 from ftx.protocol import codec
 from ftx.protocol import messages as m
@@ -129,16 +130,16 @@ def test_g11_a_key_that_is_a_pipe_is_not_waited_for(tmp_path: Path, listener: bo
 
 
 @contextmanager
-def dialled(port: int, identity: bytes) -> Iterator[Lane]:
+def dialled(port: int, identity: Identity) -> Iterator[Lane]:
     with peer.connected(port) as sock:
         lane = Lane(sock, dialer=True)
-        handshake.dial(lane, {}, identity, accept_open=True)
+        handshake.dial(lane, identity, {}, peer.ANYONE)
         lane.order.opened(Role.SENDER)
         yield lane
 
 
 @contextmanager
-def with_lanes(port: int, identity: bytes, session: bytes) -> Iterator[Lane]:
+def with_lanes(port: int, identity: Identity, session: bytes) -> Iterator[Lane]:
     """Lane 1 of a session that is granted three, and has taken none of the others."""
     with dialled(port, identity) as lane:
         request = m.Open(session, bytes(16), bytes(32), Role.SENDER, m.Mode.TRANSFER, 3, 0, DigestName.XXH3_128, b"")
@@ -147,7 +148,7 @@ def with_lanes(port: int, identity: bytes, session: bytes) -> Iterator[Lane]:
 
 
 def test_g7_a_lane_is_for_the_peer_and_the_session_that_it_was_granted_to(tmp_path: Path) -> None:
-    own, other, session = (bytes([number]) * 32 for number in (1, 2, 3))
+    own, other, session = Identity(b"1" * 32), Identity(b"2" * 32), b"3" * 32
     with LocalReceiver(tmp_path, open=True) as receiver, with_lanes(receiver.port, own, session[:16]):
         for identity, wanted in ((other, session[:16]), (own, bytes(16))):
             with dialled(receiver.port, identity) as lane, pytest.raises(Refused, match="no such session"):
@@ -158,7 +159,7 @@ def test_g7_a_lane_is_for_the_peer_and_the_session_that_it_was_granted_to(tmp_pa
 
 def test_g2_a_lane_that_breaks_ends_its_session(tmp_path: Path) -> None:
     """At the receiver too, though its sender says nothing of it: what was on that lane is not waited for."""
-    own, session = bytes(32), bytes(16)
+    own, session = Identity(bytes(32)), bytes(16)
     with LocalReceiver(tmp_path, open=True) as receiver, with_lanes(receiver.port, own, session) as first:
         with dialled(receiver.port, own) as lane:
             handshake.attach(lane, m.Attach(session, 2), Role.SENDER)
@@ -169,7 +170,7 @@ def test_g2_a_lane_that_breaks_ends_its_session(tmp_path: Path) -> None:
 
 def test_g2_a_run_that_comes_back_takes_over_from_itself(tmp_path: Path) -> None:
     """Its old session is a ghost, and it is not the older of two runs."""
-    own = bytes(32)
+    own = Identity(bytes(32))
     with LocalReceiver(tmp_path, open=True) as receiver, ExitStack() as sessions:
         for number in range(3):
             sessions.enter_context(with_lanes(receiver.port, own, bytes([number]) * 16))

@@ -16,6 +16,7 @@ import pytest
 from ftx import api
 from ftx.errors import DestinationError, IsFolder, NameRefused, ProtocolError
 from ftx.net import handshake
+from ftx.net.identity import Identity
 from ftx.net.lane import Lane
 from ftx.options import Exists
 from ftx.protocol import messages as m
@@ -202,7 +203,7 @@ def session(port: int, folder: bytes = b"") -> Iterator[Peer]:
     """A session whose OPEN names ``folder``, right behind it."""
     with peer.connected(port) as sock:
         lane = Lane(sock, dialer=True)
-        handshake.dial(lane, {}, secrets.token_bytes(32), accept_open=True)
+        handshake.dial(lane, Identity(secrets.token_bytes(32)), {}, peer.ANYONE)
         lane.order.opened(Role.SENDER)
         opening = {"session": secrets.token_bytes(16), "process": secrets.token_bytes(16), "role": Role.SENDER,
                    "job": secrets.token_bytes(32), "mode": m.Mode.TRANSFER, "lanes": 1, "retry_for_s": 0,

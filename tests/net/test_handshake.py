@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from ftx.errors import FtxError, PeerSilent, ProtocolError, Refused, VersionMismatch
+from ftx.errors import FtxError, PeerSilent, ProtocolError, Refused, Unproven, VersionMismatch
 from ftx.net import handshake
+from ftx.net.handshake import Met, Trust
+from ftx.net.identity import Identity, fingerprint
 from ftx.net.lane import Lane
 from ftx.protocol import messages as m
 from ftx.protocol import proof
@@ -21,7 +23,8 @@ from ftx.protocol.messages import Method, Role
 from ftx.protocol.session import Side
 
 KEY = b"k" * 32
-IDENTITY = b"i" * 32
+DIALER, LISTENER, STRANGER = (Identity(seed * 32) for seed in (b"d", b"l", b"s"))
+NOBODY, ANYONE = Trust("there"), Trust("there", anyone=True)
 OPEN = m.Open(
     bytes(16), bytes(16), bytes(32), Role.SENDER, m.Mode.TRANSFER, 1, 0, DigestName.XXH3_128, b""
 )  # fmt: skip
@@ -55,90 +58,130 @@ def _both(dialer: Callable[[], Any], listener: Callable[[], Any]) -> tuple[Any, 
     return results[0], results[1]
 
 
-def _dial(lane: Lane, keys: dict[Method, bytes], *, confirm: bool = False) -> Method:
-    method = handshake.dial(lane, keys, IDENTITY, accept_open=confirm)
+def _dial(lane: Lane, keys: dict[Method, bytes], trust: Trust = NOBODY, who: Identity = DIALER) -> Met:
+    """The dialer's half, with OPEN; where it says none, it closes the lane."""
+    try:
+        met = handshake.dial(lane, who, keys, trust)
+    except FtxError:
+        lane.close()
+        raise
     lane.send(OPEN)
-    return method
+    return met
 
 
-@pytest.mark.parametrize("method", [Method.RUN_KEY, Method.SECRET])
-def test_a_key_on_both_sides(lanes: tuple[Lane, Lane], method: Method) -> None:
-    dialer, listener = lanes
-    keys = {method: KEY}
-    took, (greeting, request) = _both(
-        lambda: _dial(dialer, keys), lambda: handshake.listen(listener, keys, open_=False)
-    )
-    assert took is greeting.method is method
-    assert request == OPEN
-    assert greeting.peer == proof.peer_id(proof.credential(keys, method), IDENTITY)
+def _listen(lane: Lane, keys: dict[Method, bytes], who: Identity = LISTENER, *, open_: bool = False) -> Any:
+    try:
+        return handshake.listen(lane, who, keys, open_=open_)
+    except Refused as error:
+        handshake.refuse(lane, error)
+        raise
 
 
-def test_G7_no_key_and_a_wrong_one(lanes: tuple[Lane, Lane]) -> None:
-    dialer, listener = lanes
+SECRET = {Method.SECRET: KEY}
 
-    def refuse() -> None:
-        try:
-            handshake.listen(listener, {Method.SECRET: KEY}, open_=False)
-        except FtxError as error:
-            handshake.refuse(listener, error)
-            raise
 
-    def dial() -> None:
-        try:
-            _dial(dialer, {Method.SECRET: b"x" * 32, Method.RUN_KEY: KEY})
-        finally:
-            dialer.close()
+def test_a_key_on_both_sides(lanes: tuple[Lane, Lane]) -> None:
+    met, (peer, request) = _both(lambda: _dial(lanes[0], SECRET), lambda: _listen(lanes[1], SECRET))
+    assert met == Met(LISTENER.public, unproven=False)
+    assert (peer, request) == (proof.peer_id(DIALER.public), OPEN)
 
-    told, refused = _both(dial, refuse)
+
+def test_the_same_user_on_both_sides(lanes: tuple[Lane, Lane]) -> None:
+    met, (peer, request) = _both(lambda: _dial(lanes[0], {}), lambda: _listen(lanes[1], {}, DIALER))
+    assert met == Met(DIALER.public, unproven=False)
+    assert (peer, request) == (proof.peer_id(DIALER.public), OPEN)
+
+
+@pytest.mark.parametrize("keys", [{}, {Method.SECRET: b"x" * 32}], ids=["none", "a wrong one"])
+def test_g7_no_key_and_a_wrong_one(lanes: tuple[Lane, Lane], keys: dict[Method, bytes]) -> None:
+    told, refused = _both(lambda: _dial(lanes[0], keys), lambda: _listen(lanes[1], SECRET))
     assert isinstance(refused, Refused) and not refused.from_peer
     assert isinstance(told, Refused) and told.from_peer
     assert str(told) == handshake.NOT_ALLOWED
 
 
-def test_G7_a_listener_that_proves_nothing_gets_no_open(lanes: tuple[Lane, Lane]) -> None:
+def test_g7_who_says_to_be_this_user_and_is_not(lanes: tuple[Lane, Lane]) -> None:
+    """It names this user's public key, and signs with its own."""
+    posing = Identity(b"p" * 32)
+    posing.public = LISTENER.public
+    told, refused = _both(
+        lambda: _dial(lanes[0], SECRET, ANYONE, posing), lambda: _listen(lanes[1], SECRET, open_=True)
+    )
+    assert isinstance(refused, Refused) and not refused.from_peer
+    assert "could not prove" in str(told)
+
+
+@pytest.mark.parametrize("known", [None, LISTENER.public], ids=["on first contact", "on file"])
+@pytest.mark.parametrize("pose", [DIALER, LISTENER], ids=["as the dialer's user", "as the one on file"])
+def test_g7_a_listener_that_shows_a_key_that_it_does_not_hold(
+    lanes: tuple[Lane, Lane], known: bytes | None, pose: Identity
+) -> None:
+    posing = Identity(b"p" * 32)
+    posing.public = pose.public
+    dialled, heard = _both(
+        lambda: _dial(lanes[0], {}, Trust("there", known, anyone=True)),
+        lambda: _listen(lanes[1], {}, posing, open_=True),
+    )
+    assert isinstance(dialled, Refused)
+    assert not isinstance(heard, tuple)
+
+
+def test_g7_a_listener_that_nothing_proves_gets_no_open(lanes: tuple[Lane, Lane]) -> None:
     """Without the user's word: refused, and not a name was said."""
-    dialer, listener = lanes
-    dialled, heard = _both(
-        lambda: _close_after(dialer, lambda: _dial(dialer, {Method.RUN_KEY: KEY})),
-        lambda: handshake.listen(listener, {}, open_=True),
-    )
+    dialled, heard = _both(lambda: _dial(lanes[0], {}), lambda: _listen(lanes[1], {}, open_=True))
+    assert isinstance(dialled, Unproven)
+    assert dialled.public == LISTENER.public and fingerprint(LISTENER.public) in str(dialled)
+    assert not isinstance(heard, tuple)
+
+
+def test_a_listener_on_first_contact_and_a_user_who_agrees(lanes: tuple[Lane, Lane]) -> None:
+    met, (peer, _) = _both(lambda: _dial(lanes[0], {}, ANYONE), lambda: _listen(lanes[1], {}, open_=True))
+    assert met == Met(LISTENER.public, unproven=True)
+    assert peer == proof.peer_id(DIALER.public)
+
+
+def test_a_listener_that_is_on_file_needs_no_word(lanes: tuple[Lane, Lane]) -> None:
+    trust = Trust("there", LISTENER.public)
+    met, _ = _both(lambda: _dial(lanes[0], {}, trust), lambda: _listen(lanes[1], {}, open_=True))
+    assert met == Met(LISTENER.public, unproven=False)
+
+
+@pytest.mark.parametrize("keys", [{}, SECRET], ids=["open", "with the secret"])
+def test_g7_a_listener_whose_key_has_changed(lanes: tuple[Lane, Lane], keys: dict[Method, bytes]) -> None:
+    """Also where the user says that anyone will do, and where it holds the secret: so do others."""
+    trust = Trust("there", STRANGER.public, anyone=True)
+    dialled, heard = _both(lambda: _dial(lanes[0], keys, trust), lambda: _listen(lanes[1], keys, open_=True))
+    assert type(dialled) is Refused
+    assert all(text in str(dialled) for text in ("there", fingerprint(STRANGER.public), fingerprint(LISTENER.public)))
+    assert not isinstance(heard, tuple)
+
+
+def test_g7_a_secret_never_settles_for_less(lanes: tuple[Lane, Lane]) -> None:
+    """Also where the key is on file: whoever gives a secret means one who has it."""
+    trust = Trust("there", LISTENER.public, anyone=True)
+    dialled, heard = _both(lambda: _dial(lanes[0], SECRET, trust), lambda: _listen(lanes[1], {}, open_=True))
     assert isinstance(dialled, Refused)
     assert not isinstance(heard, tuple)
 
 
-def test_an_open_listener_and_a_user_who_agrees(lanes: tuple[Lane, Lane]) -> None:
-    dialer, listener = lanes
-    method, (greeting, _) = _both(
-        lambda: _dial(dialer, {}, confirm=True), lambda: handshake.listen(listener, {}, open_=True)
-    )
-    assert method is greeting.method is Method.OPEN
+def test_a_secret_that_the_same_user_does_not_need(lanes: tuple[Lane, Lane]) -> None:
+    """It may come from a variable for all runs. Nobody else has this user's key, so nothing is settled for."""
+    met, (peer, _) = _both(lambda: _dial(lanes[0], SECRET), lambda: _listen(lanes[1], {}, DIALER))
+    assert met == Met(DIALER.public, unproven=False)
+    assert peer == proof.peer_id(DIALER.public)
 
 
-def test_G7_a_secret_never_settles_for_less(lanes: tuple[Lane, Lane]) -> None:
-    dialer, listener = lanes
-    dialled, heard = _both(
-        lambda: _close_after(dialer, lambda: _dial(dialer, {Method.SECRET: KEY}, confirm=True)),
-        lambda: handshake.listen(listener, {}, open_=True),
-    )
-    assert isinstance(dialled, Refused)
-    assert not isinstance(heard, tuple)
+Fake = Callable[[m.Proof, bytes], m.Proof]
 
 
-def _close_after(lane: Lane, half: Callable[[], Any]) -> Any:
-    try:
-        return half()
-    finally:
-        lane.close()
-
-
-def _fake_listener(lane: Lane, answer: Callable[[m.Proof, bytes], m.ProofItem]) -> list[m.Message]:
-    """A listener without the key; what it hears after its PROOF."""
+def _fake_listener(lane: Lane, answer: Fake) -> list[m.Message]:
+    """A listener that proves something else; what it hears after its PROOF."""
     hello, their_frame = lane.receive()
-    our_frame = lane.send(m.Hello(m.MAGIC, 1, 1, secrets.token_bytes(32), bytes(32)))
+    our_frame = lane.send(m.Hello(m.MAGIC, 1, 1, secrets.token_bytes(32), LISTENER.public))
     theirs, _ = lane.receive()
     assert isinstance(hello, m.Hello) and isinstance(theirs, m.Proof)
     transcript = proof.transcript(their_frame, our_frame, encrypted=False, fingerprint=proof.NO_FINGERPRINT)
-    lane.send(m.Proof(b"", (answer(theirs, transcript),)))
+    lane.send(answer(theirs, transcript))
     heard: list[m.Message] = []
     try:
         while True:
@@ -147,44 +190,72 @@ def _fake_listener(lane: Lane, answer: Callable[[m.Proof, bytes], m.ProofItem]) 
         return heard
 
 
-FAKES: dict[str, Callable[[m.Proof, bytes], m.ProofItem]] = {
-    "random": lambda _theirs, _transcript: m.ProofItem(Method.RUN_KEY, secrets.token_bytes(32)),
-    "zeros": lambda _theirs, _transcript: m.ProofItem(Method.RUN_KEY, bytes(32)),
-    "reflected": lambda theirs, _transcript: theirs.proofs[0],
-    "another method": lambda _theirs, transcript: m.ProofItem(
-        Method.SECRET, proof.mac(KEY, Side.LISTENER, Method.SECRET, transcript)
+def _proof(transcript: bytes, method: int, mac: bytes) -> m.Proof:
+    """With the right signature."""
+    signature = LISTENER.sign(proof.signed(Side.LISTENER, transcript))
+    return m.Proof(signature, (m.ProofItem(method, mac),))
+
+
+def _mac(transcript: bytes, method: Method = Method.SECRET, key: bytes = KEY) -> bytes:
+    return proof.mac(key, Side.LISTENER, method, transcript)
+
+
+FAKES: dict[str, Fake] = {
+    "random": lambda _, script: _proof(script, Method.SECRET, secrets.token_bytes(32)),
+    "zeros": lambda _, script: _proof(script, Method.SECRET, bytes(32)),
+    "reflected": lambda theirs, script: _proof(script, *theirs.proofs[0]),
+    "another method": lambda _, script: _proof(script, 3, _mac(script)),
+    "another key": lambda _, script: _proof(script, Method.SECRET, _mac(script, key=b"x" * 32)),
+    "replayed": lambda _, script: _proof(script, Method.SECRET, _mac(bytes(32))),
+    "no signature": lambda _, script: _proof(script, Method.SECRET, _mac(script))._replace(signature=b""),
+    "a reflected signature": lambda theirs, script: _proof(script, Method.SECRET, _mac(script))._replace(
+        signature=theirs.signature
     ),
-    "another key": lambda _theirs, transcript: m.ProofItem(
-        Method.RUN_KEY, proof.mac(b"x" * 32, Side.LISTENER, Method.RUN_KEY, transcript)
-    ),
-    "replayed": lambda _theirs, _transcript: m.ProofItem(
-        Method.RUN_KEY, proof.mac(KEY, Side.LISTENER, Method.RUN_KEY, bytes(32))
+    "a replayed signature": lambda _, script: _proof(bytes(32), Method.SECRET, _mac(script)),
+    "the dialer's label": lambda _, script: _proof(script, Method.SECRET, _mac(script))._replace(
+        signature=LISTENER.sign(proof.signed(Side.DIALER, script))
     ),
 }
 
 
 @pytest.mark.parametrize("fake", FAKES)
-def test_G7_a_listeners_fake_proof_gets_no_open(lanes: tuple[Lane, Lane], fake: str) -> None:
-    dialer, listener = lanes
+def test_g7_a_listeners_fake_proof_gets_no_open(lanes: tuple[Lane, Lane], fake: str) -> None:
     dialled, heard = _both(
-        lambda: _close_after(dialer, lambda: _dial(dialer, {Method.RUN_KEY: KEY}, confirm=True)),
-        lambda: _fake_listener(listener, FAKES[fake]),
+        lambda: _dial(lanes[0], SECRET, Trust("there", LISTENER.public, anyone=True)),
+        lambda: _fake_listener(lanes[1], FAKES[fake]),
     )
     assert isinstance(dialled, Refused)
     assert heard == []
 
 
-def test_G7_a_dialer_that_reflects_is_refused(lanes: tuple[Lane, Lane]) -> None:
-    """The same HELLO back, and a proof copied from another handshake of the same key."""
+REFLECTED: dict[str, Callable[[bytes, bytes], m.Proof]] = {
+    "a mac of another handshake": lambda script, swapped: m.Proof(
+        DIALER.sign(proof.signed(Side.DIALER, script)), proof.prove(SECRET, swapped)
+    ),
+    "a signature of another handshake": lambda script, swapped: m.Proof(
+        DIALER.sign(proof.signed(Side.DIALER, swapped)), proof.prove(SECRET, script)
+    ),
+    "the listener's label": lambda script, _: m.Proof(
+        DIALER.sign(proof.signed(Side.LISTENER, script)), proof.prove(SECRET, script)
+    ),
+    "no signature": lambda script, _: m.Proof(b"", proof.prove(SECRET, script)),
+}
+
+
+@pytest.mark.parametrize("what", REFLECTED)
+def test_g7_a_dialer_that_reflects_or_replays_is_refused(lanes: tuple[Lane, Lane], what: str) -> None:
     dialer, listener = lanes
 
     def reflect() -> None:
-        frame = dialer.send(m.Hello(m.MAGIC, 1, 1, bytes(32), IDENTITY))
+        frame = dialer.send(m.Hello(m.MAGIC, 1, 1, bytes(32), DIALER.public))
         _, theirs = dialer.receive()
-        swapped = proof.transcript(theirs, frame, encrypted=False, fingerprint=proof.NO_FINGERPRINT)
-        dialer.send(m.Proof(b"", proof.prove({Method.RUN_KEY: KEY}, swapped)))
+        script, swapped = (
+            proof.transcript(*pair, encrypted=False, fingerprint=proof.NO_FINGERPRINT)
+            for pair in ((frame, theirs), (theirs, frame))
+        )
+        dialer.send(REFLECTED[what](script, swapped))
 
-    _, refused = _both(reflect, lambda: handshake.listen(listener, {Method.RUN_KEY: KEY}, open_=False))
+    _, refused = _both(reflect, lambda: handshake.listen(listener, LISTENER, SECRET, open_=False))
     assert isinstance(refused, Refused)
 
 
@@ -193,27 +264,31 @@ def test_a_deadline_from_accept_on(lanes: tuple[Lane, Lane]) -> None:
     dialer, listener = lanes
     listener.deadline_s = time.monotonic() + 0.2
     started = time.monotonic()
-    dialer.send(m.Hello(m.MAGIC, 1, 1, bytes(32), IDENTITY))
+    dialer.send(m.Hello(m.MAGIC, 1, 1, bytes(32), DIALER.public))
     with pytest.raises(PeerSilent):
-        handshake.listen(listener, {Method.RUN_KEY: KEY}, open_=False)
+        handshake.listen(listener, LISTENER, SECRET, open_=False)
     assert time.monotonic() - started < 2
 
 
 @pytest.mark.parametrize(("least", "most"), [(2, 9), (0, 0)])
 def test_no_version_in_common(lanes: tuple[Lane, Lane], least: int, most: int) -> None:
     dialer, listener = lanes
-    dialer.send(m.Hello(m.MAGIC, least, most, bytes(32), IDENTITY))
+    dialer.send(m.Hello(m.MAGIC, least, most, bytes(32), DIALER.public))
     with pytest.raises(VersionMismatch, match=f"version {least} to {most}"):
-        handshake.listen(listener, {}, open_=True)
+        handshake.listen(listener, LISTENER, {}, open_=True)
 
 
 def test_a_range_of_versions_with_ours_in_it(lanes: tuple[Lane, Lane]) -> None:
     dialer, listener = lanes
-    dialer.send(m.Hello(m.MAGIC, 0, 99, bytes(32), IDENTITY))
-    dialer.send(m.Proof(b"", ()))
-    dialer.send(OPEN)
-    greeting, request = handshake.listen(listener, {}, open_=True)
-    assert (greeting.method, request) == (Method.OPEN, OPEN)
+
+    def dial() -> None:
+        frame = dialer.send(m.Hello(m.MAGIC, 0, 99, bytes(32), DIALER.public))
+        _, theirs = dialer.receive()
+        script = proof.transcript(frame, theirs, encrypted=False, fingerprint=proof.NO_FINGERPRINT)
+        dialer.send(m.Proof(DIALER.sign(proof.signed(Side.DIALER, script)), ()), OPEN)
+
+    _, (peer, request) = _both(dial, lambda: handshake.listen(listener, LISTENER, {}, open_=True))
+    assert (peer, request) == (proof.peer_id(DIALER.public), OPEN)
 
 
 def test_two_proofs_from_a_listener(lanes: tuple[Lane, Lane]) -> None:
@@ -221,18 +296,18 @@ def test_two_proofs_from_a_listener(lanes: tuple[Lane, Lane]) -> None:
 
     def listen() -> None:
         listener.receive()
-        listener.send(m.Hello(m.MAGIC, 1, 1, bytes(32), bytes(32)))
+        listener.send(m.Hello(m.MAGIC, 1, 1, bytes(32), LISTENER.public))
         listener.receive()
         listener.send(m.Proof(b"", (m.ProofItem(Method.OPEN, bytes(32)),) * 2))
 
-    dialled, _ = _both(lambda: _dial(dialer, {}, confirm=True), listen)
+    dialled, _ = _both(lambda: _dial(dialer, {}, ANYONE), listen)
     assert isinstance(dialled, ProtocolError)
 
 
 @pytest.mark.parametrize("error", [PeerSilent("x"), FtxError("y")], ids=["no wire code", "a wire code"])
 def test_refuse_says_only_what_has_a_code(lanes: tuple[Lane, Lane], error: FtxError) -> None:
     dialer, listener = lanes
-    dialer.send(m.Hello(m.MAGIC, 1, 1, bytes(32), IDENTITY))
+    dialer.send(m.Hello(m.MAGIC, 1, 1, bytes(32), DIALER.public))
     listener.receive()
     thread = threading.Thread(target=lambda: (handshake.refuse(listener, error), listener.close()))
     thread.start()

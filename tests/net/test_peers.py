@@ -12,14 +12,28 @@ from ftx.net import peers
 from ftx.protocol.messages import Method
 
 
-def test_a_listener_makes_keys_and_its_dialer_finds_them(tmp_path: Path) -> None:
+def test_a_listener_makes_the_secret_and_its_dialer_finds_it(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
-    assert peers.keys(tmp_path / "config", None, listener=False) == {}
-    made = peers.keys(tmp_path / "config", secret, listener=True)
-    assert set(made) == {Method.RUN_KEY, Method.SECRET}
-    assert peers.keys(tmp_path / "config", secret, listener=False) == made
-    files = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
-    assert files == {"secret": 0o600, peers.RUN_KEY: 0o600}
+    assert peers.keys(None, listener=True) == {}
+    made = peers.keys(secret, listener=True)
+    assert set(made) == {Method.SECRET}
+    assert peers.keys(secret, listener=False) == made
+    assert secret.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_identity_is_made_once(tmp_path: Path) -> None:
+    (one, lasting), (other, _) = (peers.identity(tmp_path / "config") for _ in range(2))
+    assert lasting
+    assert (one.public, one.tag_key) == (other.public, other.tag_key)
+    files = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "config").iterdir()}
+    assert files == {peers.IDENTITY: 0o600}
+
+
+def test_g7_an_identity_that_others_can_read_is_not_used(tmp_path: Path) -> None:
+    peers.identity(tmp_path)
+    (tmp_path / peers.IDENTITY).chmod(0o640)
+    with pytest.raises(UsageError, match="open to others"):
+        peers.identity(tmp_path)
 
 
 @pytest.mark.parametrize("text", [b"", b"zz" * 32, b"00" * 31, b"00" * 33])
@@ -40,13 +54,11 @@ def test_a_key_that_others_can_read(tmp_path: Path) -> None:
 
 
 def test_g11_a_configuration_folder_that_cannot_be_made(tmp_path: Path) -> None:
-    """It says which; and a dialer without one is somebody else each time."""
+    """Whoever has none is somebody else each time."""
     (tmp_path / "file").touch()
     config = tmp_path / "file" / "config"
-    with pytest.raises(UsageError, match="config"):
-        peers.keys(config, None, listener=True)
     (one, lasting), (other, _) = peers.identity(config), peers.identity(config)
-    assert one != other and not lasting
+    assert one.public != other.public and not lasting
 
 
 def test_a_disk_that_is_full_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

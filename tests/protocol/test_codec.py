@@ -94,7 +94,7 @@ LIVELY: dict[Type, m.Message] = {
     type_: message for type_, (_, message) in SAMPLES.items() if len(encode(message)) > codec.HEADER_SIZE
 } | {
     Type.HELLO: m.Hello(m.MAGIC, 1, 1, N32, N32, (m.Tlv(1, b"ab"), m.Tlv(2, b""))),
-    Type.PROOF: m.Proof(b"sign", (m.ProofItem(m.Method.RUN_KEY, N32), m.ProofItem(m.Method.OPEN, N32)), (TLV,)),
+    Type.PROOF: m.Proof(b"sign", (m.ProofItem(m.Method.SECRET, N32), m.ProofItem(m.Method.OPEN, N32)), (TLV,)),
     Type.OPEN: m.Open(N16, N16, N32, m.Role.SENDER, m.Mode.TRANSFER, 4, 9, DigestName.SHA_256, b"in", (TLV,)),
     Type.OPENED: m.Opened(4, 64, (TLV,)),
     Type.FOLDER: m.Folder(

@@ -17,6 +17,7 @@ import pytest
 import xxhash
 
 from ftx import errors
+from ftx.net.identity import Identity, fingerprint
 from ftx.options import CommonOptions
 from ftx.protocol import codec, manifest, messages, proof, session
 from ftx.protocol import messages as m
@@ -117,12 +118,12 @@ def count_up(first: int, length: int) -> bytes:
 
 
 KEY = count_up(0x00, 32)
-IDENTITY = count_up(0x20, 32)
+DIALER, LISTENER = Identity(count_up(0x20, 32)), Identity(count_up(0xD0, 32))
 INODE = 4711
 CTIME_NS = 1_700_000_000_123_456_789
 MTIME_NS = 1_700_000_000_000_000_000
 SIZE = 2 * manifest.MIB + 1000
-TAG = manifest.source_tag(IDENTITY, INODE, CTIME_NS)
+TAG = manifest.source_tag(DIALER.tag_key, INODE, CTIME_NS)
 JOB = proof.job_id([b"/home/ann/blob.bin"], b"inbox")
 GREASE = codec.encode_grease(5, b"grease")
 
@@ -147,8 +148,8 @@ def data_frame(entry: int, index: int) -> Shown:
     return Shown(prefix, payload[:16], len(payload))
 
 
-def hello(nonce: int, identity: bytes) -> m.Hello:
-    return m.Hello(m.MAGIC, 1, 1, count_up(nonce, 32), identity)
+def hello(nonce: int, who: Identity) -> m.Hello:
+    return m.Hello(m.MAGIC, 1, 1, count_up(nonce, 32), who.public)
 
 
 def handshake(dialer: m.Hello, listener: m.Hello) -> tuple[bytes, m.Proof, m.Proof]:
@@ -156,14 +157,19 @@ def handshake(dialer: m.Hello, listener: m.Hello) -> tuple[bytes, m.Proof, m.Pro
     script = proof.transcript(
         codec.encode(dialer), codec.encode(listener), encrypted=False, fingerprint=proof.NO_FINGERPRINT
     )
-    macs = [proof.mac(KEY, side, Method.SECRET, script) for side in (Side.DIALER, Side.LISTENER)]
-    first, second = (m.Proof(b"", (m.ProofItem(Method.SECRET, mac),)) for mac in macs)
+    first, second = (
+        m.Proof(
+            who.sign(proof.signed(side, script)),
+            (m.ProofItem(Method.SECRET, proof.mac(KEY, side, Method.SECRET, script)),),
+        )
+        for side, who in ((Side.DIALER, DIALER), (Side.LISTENER, LISTENER))
+    )
     return script, first, second
 
 
 def opening(number_: int, session_id: int, nonces: tuple[int, int], want: m.Want) -> list[m.Message | bytes]:
     """One session of the example, up to its WANT."""
-    dialer, listener = hello(nonces[0], IDENTITY), hello(nonces[1], bytes(32))
+    dialer, listener = hello(nonces[0], DIALER), hello(nonces[1], LISTENER)
     _, first, second = handshake(dialer, listener)
     open_ = m.Open(
         count_up(session_id, 16), count_up(0x90, 16), JOB, Role.SENDER, m.Mode.TRANSFER, 1, 300,
@@ -193,7 +199,7 @@ def example() -> tuple[m.Message | bytes | Shown, ...]:
 @cache
 def vectors() -> dict[Type, m.Message | Shown]:
     """One frame of each type, for "Test vectors"."""
-    dialer, listener = hello(0x40, IDENTITY), hello(0x60, bytes(32))
+    dialer, listener = hello(0x40, DIALER), hello(0x60, LISTENER)
     tlv = m.Tlv(0x0123, b"later")
     sha = DigestName.SHA_256.function(b"")
     payload = b"ftx"
@@ -201,7 +207,7 @@ def vectors() -> dict[Type, m.Message | Shown]:
     link = m.Offered(Kind.SYMLINK, b"link", 0, 0, 0o777, -1, ZERO_TAG, b"../b")
     file = m.Offered(Kind.FILE, b"b", 3, 3, 0o600, MTIME_NS, TAG, b"", (tlv,))
     return {
-        Type.HELLO: m.Hello(m.MAGIC, 1, 2, count_up(0x40, 32), IDENTITY, (tlv,)),
+        Type.HELLO: m.Hello(m.MAGIC, 1, 2, count_up(0x40, 32), DIALER.public, (tlv,)),
         Type.PROOF: handshake(dialer, listener)[1],
         Type.OPEN: m.Open(
             count_up(0x80, 16), count_up(0x90, 16), JOB, Role.RECEIVER, m.Mode.TRANSFER, 4, 0, DigestName.SHA_256, b""
@@ -233,18 +239,21 @@ def vectors() -> dict[Type, m.Message | Shown]:
 
 def values() -> dict[str, bytes]:
     """The named values of "Test vectors" that are not frames."""
-    dialer, listener = hello(0x40, IDENTITY), hello(0x60, bytes(32))
-    script, _, _ = handshake(dialer, listener)
-    label = {side: proof.mac(KEY, side, Method.SECRET, script) for side in (Side.DIALER, Side.LISTENER)}
-    credential = proof.credential({Method.SECRET: KEY}, Method.SECRET)
-    peer = proof.peer_id(credential, IDENTITY)
+    script, first, second = handshake(hello(0x40, DIALER), hello(0x60, LISTENER))
+    peer = proof.peer_id(DIALER.public)
     found = {
         "transcript": script,
-        "mac of the dialer, method 2": label[Side.DIALER],
-        "mac of the listener, method 2": label[Side.LISTENER],
-        "mac of the dialer, method 1": proof.mac(KEY, Side.DIALER, Method.RUN_KEY, script),
-        "credential": credential,
-        "credential of method 0": proof.credential({}, Method.OPEN),
+        "public key of the dialer": DIALER.public,
+        "public key of the listener": LISTENER.public,
+        "signature of the dialer": first.signature,
+        "signature of the listener": second.signature,
+        "mac of the dialer": first.proofs[0].mac,
+        "mac of the listener": second.proofs[0].mac,
+        "mac of the dialer, method 3": proof.mac(KEY, Side.DIALER, 3, script),
+        "transcript over TLS": proof.transcript(
+            codec.encode(hello(0x40, DIALER)), codec.encode(hello(0x60, LISTENER)), encrypted=True, fingerprint=KEY
+        ),
+        "secret for source tags": DIALER.tag_key,
         "peer id": peer,
         "job id": JOB,
         "source tag": TAG,
@@ -575,6 +584,10 @@ def test_frame_vector(type_: Type) -> None:
     frame = bytes.fromhex({name: hex_ for name, _, hex_ in found}[type_.name].replace("\n", ""))
     assert frame == frame_of(vectors()[type_]).frame
     check_decodes(Shown(frame), vectors()[type_])
+
+
+def test_the_fingerprint_in_the_text() -> None:
+    assert f"`{fingerprint(DIALER.public)}`" in section("Keys")
 
 
 def test_value_vectors() -> None:
