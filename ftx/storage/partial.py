@@ -427,6 +427,20 @@ class PartialStore:
         if not fits:
             raise self._no_space(path, needed, spare, self.root.fd)
 
+    def claim_all(self, entries: Sequence[Entry]) -> bool:
+        """Have the paths of all of these, which are written in one go; or of none, where one cannot be had at once."""
+        needed = sum([entry.allocated for entry in entries])
+        paths = [entry.path for entry in entries]
+        with self._lock:
+            known = time.monotonic() < self._spare_s + SPACE_S
+            if not known or self._spare - needed < self._reserve:
+                return False
+            if len(set(paths)) < len(paths) or not self._open.isdisjoint(paths):
+                return False
+            self._spare -= needed
+            self._open.update(paths)
+            return True
+
     def unclaim(self, paths: Sequence[bytes]) -> None:
         """Others may have these now."""
         with self._lock:

@@ -27,6 +27,7 @@ MAX_DURABLE = 1024
 BESIDE_PREFIX = b".ftx-"
 BESIDE_SUFFIX = b".part"
 
+_DOTS = frozenset({b".", b".."})
 #: The second name that the FAT family gives to ``.ftx``.
 _SHORT_NAME = re.compile(r"ftx~[0-9]+")
 #: What a file system that folds may overlook, besides format characters: of Unicode's Default_Ignorable_Code_Point
@@ -59,7 +60,7 @@ def check_name(part: bytes, path: bytes) -> None:
     Raises:
         NameRefused: as ``components``.
     """
-    if part in (b"", b".", b"..") or b"/" in part:
+    if not part or part in _DOTS or b"/" in part:
         raise NameRefused(f"{disk.show(path)}: not a relative path of plain names")
     if len(part) > MAX_NAME:
         raise NameRefused(f"{disk.show(path)}: a name of {len(part)} bytes, where {MAX_NAME} are the most")

@@ -130,8 +130,9 @@ class Ledger:
         for entry_id, offered in enumerate(message.entries, message.first):
             self._highest = entry_id
             entry = offered.entry(entry_id, folder)
+            small = entry.size <= SMALL and entry.kind is Kind.FILE
             problem = _problem(offered)
-            if problem is None and entry.kind is Kind.FILE and entry.size <= SMALL:
+            if small and problem is None:
                 self._live[entry_id] = Small(entry, folder)
                 self.bytes_offered += offered.size
                 looks.append(entry)

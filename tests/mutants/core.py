@@ -1805,4 +1805,28 @@ CORE: tuple[Mutant, ...] = (
         "            fd = self.fd\n            with suppress(OSError):\n",
         "tests/storage/test_scratch.py::test_g9_a_descriptor_is_closed_once",
     ),
+    Mutant(
+        "partial several claim a taken path",
+        ("G9",),
+        "ftx/storage/partial.py",
+        "if len(set(paths)) < len(paths) or not self._open.isdisjoint(paths):",
+        "if len(set(paths)) < len(paths):",
+        "tests/transfer/test_look.py::test_g9_a_path_that_is_not_to_be_had_fails_alone[taken]",
+    ),
+    Mutant(
+        "partial several claim one path",
+        ("G9",),
+        "ftx/storage/partial.py",
+        "if len(set(paths)) < len(paths) or not self._open.isdisjoint(paths):",
+        "if not self._open.isdisjoint(paths):",
+        "tests/transfer/test_look.py::test_g9_a_path_that_is_not_to_be_had_fails_alone[twice]",
+    ),
+    Mutant(
+        "partial several claim more than there is",
+        ("G11",),
+        "ftx/storage/partial.py",
+        "if not known or self._spare - needed < self._reserve:",
+        "if not known:",
+        "tests/transfer/test_look.py::test_g11_what_does_not_fit_together_is_told_one_by_one",
+    ),
 )

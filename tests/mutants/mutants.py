@@ -186,7 +186,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "dot dot is a name like any other",
         ("G6",),
         "ftx/storage/paths.py",
-        'if part in (b"", b".", b"..") or b"/" in part:',
+        'if not part or part in _DOTS or b"/" in part:',
         "if False:",
         STORAGE + "paths.py",
     ),

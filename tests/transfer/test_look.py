@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from ftx.errors import Busy
+from ftx.errors import Busy, NoSpace
 from ftx.options import Exists as Policy
 from ftx.protocol import messages as m
 from ftx.protocol.manifest import Entry
+from ftx.storage import disk
 from ftx.storage.partial import JOURNAL_SUFFIX, PartialStore, key_of
 from ftx.storage.paths import OWN_FOLDER, Root
 from ftx.storage.scratch import Scratch, Whole
-from ftx.transfer.actions import FRESH, SMALL, Leave, Take, Verdict
+from ftx.transfer.actions import FRESH, SMALL, Leave, Reject, Take, Verdict
 from ftx.transfer.look import Looker
 from ftx.transfer.room import Room
 from ftx.transfer.underway import UnderWay
@@ -176,3 +177,39 @@ def test_what_was_let_go_of_meanwhile_is_not_written(under_way: UnderWay) -> Non
     thread.join()
     assert done == [False]
     assert not whole.there
+
+
+def small_files(*names: bytes) -> list[Entry]:
+    return [entry(name, len(DATA))._replace(id=number) for number, name in enumerate(names, 1)]
+
+
+@pytest.mark.parametrize("names", [(b"a", b"taken", b"b"), (b"a", b"b", b"a")], ids=["taken", "twice"])
+def test_g9_a_path_that_is_not_to_be_had_fails_alone(
+    under_way: UnderWay, looker: Looker, names: tuple[bytes, ...]
+) -> None:
+    looker.look(small_files(b"first"))  # the free space is known from here on
+    under_way.store.claim(b"taken")
+    batch = [one._replace(id=one.id + 1) for one in small_files(*names)]
+    told = dict(looker.look(batch))
+    busy = [entry_id for entry_id, verdict in told.items() if isinstance(verdict, Reject) and verdict.code == Busy.wire]
+    assert busy == [3 if b"taken" in names else 4]
+    assert [told[entry_id] for entry_id in told if entry_id not in busy] == [FRESH] * 2
+
+
+def test_g11_what_does_not_fit_together_is_told_one_by_one(shm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first fits, the second would touch the reserve."""
+    free = 1000
+    monkeypatch.setattr(disk, "free_space", lambda fd: free)
+    monkeypatch.setattr(disk, "total_space", lambda fd: 10**9)
+    root = Root(shm / "into")
+    under_way = UnderWay(PartialStore(root, reserve=100), Scratch(root, durable=False))
+    room = Room(under_way.store, 0, lambda message: None, lambda event: None)
+    looker = Looker(under_way, room, PEER, b"", Policy.REPLACE, XXH3, fsync=False)
+    looker.look(small_files(b"first"))
+    batch = [one._replace(id=one.id + 1, size=450, allocated=450) for one in small_files(b"a", b"b")]
+    told = dict(looker.look(batch))
+    assert told[2] == FRESH
+    assert isinstance(told[3], Reject) and told[3].code == NoSpace.wire
+    under_way.close()
+    under_way.scratch.close()
+    root.close()
