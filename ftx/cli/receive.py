@@ -156,7 +156,10 @@ def invitation(event: Listening, options: ReceiveOptions) -> list[str]:
         words += ["--port", str(port)]
     if options.secret_file is not None:
         words += ["--secret-file", options.secret_file.name]
-    return [f"{where}: {shlex.join(words)}"]
+    lines = [f"{where}: {shlex.join(words)}"]
+    if options.open:  # a sender is asked whether it trusts this one
+        lines.append(f"this receiver's fingerprint: {event.fingerprint}")
+    return lines
 
 
 def own_address() -> str:

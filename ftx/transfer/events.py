@@ -79,12 +79,13 @@ class Start(Event):
 
 @dataclass(frozen=True, slots=True)
 class Listening(Event):
-    """The receiver is ready for senders. ``addresses`` are (host, port) pairs."""
+    """The receiver is ready for senders. ``addresses`` are (host, port) pairs, ``fingerprint`` is that of its key."""
 
     type: ClassVar[str] = "listening"
     addresses: tuple[tuple[str, int], ...]
     dir: str
     pid: int
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from ftx.errors import (
     UsageError,
 )
 from ftx.net import handshake, peers
+from ftx.net.identity import fingerprint
 from ftx.net.lane import Lane
 from ftx.net.listen import Listener
 from ftx.options import ReceiveOptions
@@ -168,7 +169,8 @@ class Receiver:
         try:
             accept.start()
             expire.start()
-            self._emit(events.Listening(listener.addresses, where, os.getpid()))
+            shown = fingerprint(self._identity.public)
+            self._emit(events.Listening(listener.addresses, where, os.getpid(), shown))
             reported = 0.0
             while True:
                 stop.wait(TICK_S)

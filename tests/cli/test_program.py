@@ -371,8 +371,9 @@ def test_a_receiver_on_a_terminal_prints_the_line_for_the_other_machine(world: W
     ],
 )  # fmt: skip
 def test_invitation(address: tuple[str, int], options: dict[str, Any], expected: str) -> None:
-    (line,) = receive.invitation(Listening((address,), "/", 1), ReceiveOptions(**options))
+    line, *more = receive.invitation(Listening((address,), "/", 1, "ed25519:its"), ReceiveOptions(**options))
     assert line.startswith(expected)
+    assert more == (["this receiver's fingerprint: ed25519:its"] if options.get("open") else [])
 
 
 def test_own_address_is_one_to_connect_to() -> None:
