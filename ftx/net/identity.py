@@ -24,7 +24,7 @@ class Identity:
     """
 
     def __init__(self, seed: bytes) -> None:
-        # Here and not above: it takes as long to load as all the rest, and help and wrong usage need none of it.
+        # Here and not above: help and wrong usage need none of it.
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
         self._key = Ed25519PrivateKey.from_private_bytes(seed)

@@ -428,6 +428,15 @@ def test_an_open_receiver(tmp_path: Path, source: Path) -> None:
         assert same(source, receiver.into / "file.1")
 
 
+def test_g11_a_receiver_that_cannot_be_remembered(tmp_path: Path, source: Path) -> None:
+    """The run goes on, and says that the next one does not know it."""
+    theirs = {"FTX_CONFIG_DIR": "/dev/null/config"}
+    with Receiver(tmp_path, "--open") as receiver:
+        sent = send(tmp_path, source, receiver.port, "--accept-new", environ=theirs)
+        assert sent.wait() == 0, sent.err
+        assert any("known_hosts" in event["message"] for event in sent.of_type("warning")), sent.err
+
+
 def test_open_needs_dir(tmp_path: Path) -> None:
     with Process(tmp_path, "receive", "--open", "--port", "0") as receiver:
         assert receiver.wait() == 2

@@ -1829,4 +1829,20 @@ CORE: tuple[Mutant, ...] = (
         "if not known:",
         "tests/transfer/test_look.py::test_g11_what_does_not_fit_together_is_told_one_by_one",
     ),
+    Mutant(
+        "receive a thousand folders are a thousand calls",
+        ("G9",),
+        "ftx/transfer/receive.py",
+        "                        left.extend(self.ledger.looked(found))",
+        "                        self._act(self.ledger.looked(found))",
+        "tests/e2e/test_trees.py::test_what_changes_below_a_thousand_folders[keep]",
+    ),
+    Mutant(
+        "underway a path waits for the turn",
+        ("G9",),
+        "ftx/transfer/underway.py",
+        "        if partial.claimed:  # first: whoever has the turn may be stuck at the disk\n",
+        "        with self.scratch.turn:\n            pass\n        if partial.claimed:\n",
+        "tests/transfer/test_look.py::test_g9_a_path_is_free_though_another_thread_is_stuck_with_its_turn",
+    ),
 )
