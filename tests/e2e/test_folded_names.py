@@ -112,6 +112,7 @@ def test_g1_g11_of_two_names_that_fold_one_arrives_and_one_is_refused(
         fill(source / "below" / name, size, seed)
     fill(source / "below" / "third", 500)
     finished, ended = send(shm, source, folded, exists=policy)
+    assert len(refused(ended)) == 1, (finished, ended)
     (path,) = refused(ended)
     assert path in [f"source/below/{name}".encode() for name in names]
     assert (finished.code, finished.failed, finished.files) == (9, 1, 2)

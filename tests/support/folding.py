@@ -47,9 +47,10 @@ class FoldedNames:
     @staticmethod
     def spelled(name: bytes, folder: int) -> bytes:
         """How what ``name`` finds is spelled there; ``name`` if it finds nothing."""
-        there = [other for other in map(os.fsencode, os.listdir(folder)) if fold(other) == fold(name)]
+        # A set: a listing may name twice what is there while something else is made or renamed beside it.
+        there = {other for other in map(os.fsencode, os.listdir(folder)) if fold(other) == fold(name)}
         assert len(there) <= 1, there
-        return there[0] if there else name
+        return there.pop() if there else name
 
     def _one(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def folded(name: bytes, *args: Any, folder: int, **more: Any) -> Any:
