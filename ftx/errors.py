@@ -55,6 +55,10 @@ class LinkLost(NetworkError):
     """A connection broke, or a frame arrived damaged (a wrong frame check)."""
 
 
+class KeysWorn(LinkLost):
+    """A connection has encrypted as much as its keys may; a new one goes on at once."""
+
+
 class PeerSilent(NetworkError):
     """No byte arrived for ``--timeout`` seconds."""
 

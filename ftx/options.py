@@ -140,6 +140,7 @@ class CommonOptions:
         timeout_s: a connection that is silent for so many seconds is dead.
         secret_file: a file with a key shared by both sides; a receiver makes a missing one.
         config_dir: where this user's identity and the receivers it trusts are kept.
+        plain: without TLS, where the other side says so too: whoever is on the way can read what travels.
         tell_all: an event for each entry; otherwise only for those that fail, which is less work for a million files.
     """
 
@@ -147,6 +148,7 @@ class CommonOptions:
     timeout_s: float = 30.0
     secret_file: Path | None = None
     config_dir: Path = field(default_factory=config_dir)
+    plain: bool = False
     tell_all: bool = True
 
     #: ``--timeout`` reaches the kernel as milliseconds in 32 bits, of which 0 would mean something else.
@@ -155,6 +157,7 @@ class CommonOptions:
         "timeout_s": number(0.001, 86_400, " seconds"),
         "secret_file": optional(path),
         "config_dir": path,
+        "plain": truth,
         "tell_all": truth,
     }
 

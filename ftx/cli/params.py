@@ -131,6 +131,7 @@ def options_of_both(checks: Mapping[str, Check], port_help: str) -> Callable[[F]
             callback=checked(checks["secret_file"]),
             help="A key that both sides share; `ftx receive` makes a missing one.",
         ),
+        click.option("--plain", is_flag=True, help="Do not encrypt; both sides must say so."),
         click.option("--json", is_flag=True, help="One JSON object a line on standard output."),
         click.option("--quiet", is_flag=True, help="No progress; errors only."),
         verbose_option,

@@ -71,6 +71,7 @@ def receive(
     port: int,
     timeout: float,
     secret_file: Path | None,
+    plain: bool,
     json: bool,
     quiet: bool,
     verbose: int,
@@ -110,6 +111,7 @@ def receive(
         port=port,
         timeout_s=timeout,
         secret_file=secret_file,
+        plain=plain,
         dir=dir or Path(),
         bind=bind,
         once=once,
@@ -154,6 +156,8 @@ def invitation(event: Listening, options: ReceiveOptions) -> list[str]:
     words = ["ftx", "send", "FILE", f"[{host}]" if ":" in host else host]
     if port != DEFAULT_PORT:
         words += ["--port", str(port)]
+    if options.plain:
+        words.append("--plain")
     if options.secret_file is not None:
         words += ["--secret-file", options.secret_file.name]
     lines = [f"{where}: {shlex.join(words)}"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ftx.errors import FtxError, NetworkError, ProtocolError, Refused, Unproven, VersionMismatch, from_wire
 from ftx.net.identity import Identity, fingerprint, signed_by
@@ -18,6 +18,16 @@ from ftx.protocol import messages as m
 from ftx.protocol import proof
 from ftx.protocol.messages import Method
 from ftx.protocol.session import Side
+
+if TYPE_CHECKING:
+    from ftx.net.tls import Credentials
+
+TLS = b"\x16"  #: a TLS handshake begins with it, a HELLO with another
+#: One side was told to encrypt and the other not to. Each text names both.
+PLAIN_HERE = "the receiver was started with `--plain`, and the sender without; give it to both, or to none"
+PLAIN_THERE = "the sender was started with `--plain`, and the receiver without; give it to both, or to none"
+#: What a stranger reads who speaks something else (a browser, a port scanner, a person with telnet).
+NOT_FTX = b"This port speaks ftx, a file-transfer protocol, and nothing else.\r\n"
 
 #: What a refused stranger and the person who started it read. One text, so that nothing tells them apart.
 NOT_ALLOWED = (
@@ -84,23 +94,28 @@ def _check_version(hello: m.Message) -> None:
         )
 
 
-def dial(lane: Lane, identity: Identity, keys: Mapping[Method, bytes], trust: Trust) -> Met:
+def dial(lane: Lane, identity: Identity, keys: Mapping[Method, bytes], trust: Trust, *, plain: bool) -> Met:
     """The dialer's half, up to the listener's proof.
 
     Args:
         identity: who this side is.
         keys: what it can prove.
         trust: whom it takes for the one that is meant.
+        plain: without TLS, as its user said.
 
     Raises:
         Refused: the listener does not let us in, or is not the one that is meant.
         Unproven: nothing says whether it is, and that was not accepted.
     """
+    if not plain:
+        from ftx.net import tls  # here: a plain run needs none of it
+
+        lane.encrypt(tls.dialing())
     hello_frame = lane.send(_hello(identity))
     hello, their_frame = _expect(lane, m.Hello)
     _check_version(hello)
     assert isinstance(hello, m.Hello)
-    transcript = proof.transcript(hello_frame, their_frame, encrypted=False, fingerprint=proof.NO_FINGERPRINT)
+    transcript = _transcript(lane, hello_frame, their_frame)
     lane.send(m.Proof(identity.sign(proof.signed(Side.DIALER, transcript)), proof.prove(keys, transcript)))
     lane.send_grease()
     answer, _ = _expect(lane, m.Proof)
@@ -157,23 +172,39 @@ def attach(lane: Lane, request: m.Attach, role: m.Role) -> None:
     _expect(lane, m.Attached)
 
 
+def _transcript(lane: Lane, dialer_hello: bytes, listener_hello: bytes) -> bytes:
+    """Of what both have said: that there is TLS, and by which certificate, is part of it."""
+    return proof.transcript(dialer_hello, listener_hello, encrypted=lane.encrypted, fingerprint=lane.fingerprint)
+
+
 def listen(
-    lane: Lane, identity: Identity, keys: Mapping[Method, bytes], *, open_: bool
+    lane: Lane, identity: Identity, keys: Mapping[Method, bytes], credentials: Credentials | None, *, open_: bool
 ) -> tuple[bytes, m.Open | m.Attach]:
     """The listener's half, up to and with the dialer's OPEN or ATTACH: its peer id, and that.
 
     ``lane.deadline_s`` limits it.
 
+    Args:
+        credentials: for TLS; None: without TLS, as its user said.
+
     Raises:
         Refused: it is not whom it says, or nothing lets it in.
         NotFtx, ProtocolError, NetworkError: as the bytes are.
     """
+    begins_tls = lane.first_byte() == TLS
+    if credentials is None:
+        if begins_tls:
+            raise Refused(PLAIN_HERE)
+    elif begins_tls:
+        lane.encrypt(*credentials)
     hello, their_frame = _expect(lane, m.Hello)
+    if credentials is not None and not lane.encrypted:
+        raise Refused(PLAIN_THERE)
     our_frame = lane.send(_hello(identity))
     _check_version(hello)
     theirs, _ = _expect(lane, m.Proof)
     assert isinstance(hello, m.Hello) and isinstance(theirs, m.Proof)
-    transcript = proof.transcript(their_frame, our_frame, encrypted=False, fingerprint=proof.NO_FINGERPRINT)
+    transcript = _transcript(lane, their_frame, our_frame)
     if not signed_by(hello.identity, theirs.signature, proof.signed(Side.DIALER, transcript)):
         raise Refused("it could not prove that it holds the key that it shows")
     method = proof.accept(keys, theirs.proofs, transcript)
@@ -191,6 +222,16 @@ def listen(
     request, _ = _expect(lane, m.Open, m.Attach)
     assert isinstance(request, m.Open | m.Attach)
     return proof.peer_id(hello.identity), request
+
+
+def turn_away(lane: Lane) -> None:
+    """Tell somebody who speaks something else, in a line of text, what this is."""
+    try:
+        lane.deadline_s = time.monotonic() + m.DRAIN_S
+        lane.send_raw(NOT_FTX)
+        lane.drain(m.DRAIN_S)
+    except NetworkError:
+        pass
 
 
 def refuse(lane: Lane, error: FtxError) -> None:

@@ -19,6 +19,7 @@ class Identity:
         seed: 32 random bytes, the private key.
 
     Attributes:
+        key: the key pair itself.
         public: 32 bytes that name it.
         tag_key: 32 bytes that only this side knows, for source tags.
     """
@@ -27,13 +28,19 @@ class Identity:
         # Here and not above: help and wrong usage need none of it.
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-        self._key = Ed25519PrivateKey.from_private_bytes(seed)
-        self.public = self._key.public_key().public_bytes_raw()
+        self.key = Ed25519PrivateKey.from_private_bytes(seed)
+        self.public = self.key.public_key().public_bytes_raw()
         self.tag_key = hashlib.sha256(b"ftx/1 source tags" + seed).digest()
+
+    def pem(self) -> bytes:
+        """The private key as TLS libraries read it (RFC 8410)."""
+        from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+        return self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
     def sign(self, data: bytes) -> bytes:
         """64 bytes that only the holder of this key can make."""
-        return self._key.sign(data)
+        return self.key.sign(data)
 
 
 def signed_by(public: bytes, signature: bytes, data: bytes) -> bool:

@@ -13,13 +13,21 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ftx.errors import LinkLost, PeerSilent, ProtocolError
-from ftx.protocol import codec
+from ftx.errors import LinkLost, PeerSilent, ProtocolError, from_wire
+from ftx.protocol import codec, proof
 from ftx.protocol import messages as m
 from ftx.protocol.manifest import Buffer
 from ftx.protocol.messages import Type
 from ftx.protocol.session import LaneOrder
+
+if TYPE_CHECKING:
+    import ssl
+
+    from ftx.net.tls import TlsSocket
+
+T = TypeVar("T")
 
 log = logging.getLogger("ftx.lane")
 
@@ -49,12 +57,16 @@ class Lane:
         last_received_s: monotonic time of the last sign of life: a whole frame, or ``ALIVE_BYTES`` of one.
         last_sent_s: monotonic time of the last byte sent.
         deadline_s: monotonic time by which whatever is called must be done; None for no limit.
+        encrypted: TLS is beneath it.
+        fingerprint: SHA-256 of the listener's certificate, ``NO_FINGERPRINT`` without TLS.
         greeted: what answered is ftx, by its first bytes.
         check: called a few times a second while a deadline holds; may raise to end what is waited for.
     """
 
     def __init__(self, sock: socket.socket, *, dialer: bool) -> None:
-        self.sock = sock
+        self.sock: socket.socket | TlsSocket = sock
+        self.encrypted = False
+        self.fingerprint = proof.NO_FINGERPRINT
         self.order = LaneOrder(dialer=dialer)
         self._dialer = dialer
         self.last_received_s = self.last_sent_s = time.monotonic()
@@ -77,6 +89,58 @@ class Lane:
             with suppress(OSError):  # it is reset already: whoever uses it is told
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    # --- TLS ---
+
+    def first_byte(self) -> bytes:
+        """The peer's first, which stays to be read; it tells TLS from plain.
+
+        Raises:
+            LinkLost, PeerSilent: there is none.
+        """
+        assert isinstance(self.sock, socket.socket)
+        first = self._wait_for(self.sock.recv, 1, socket.MSG_PEEK)
+        if not first:
+            raise LinkLost("the peer closed the connection")
+        return first
+
+    def encrypt(self, context: ssl.SSLContext, fingerprint: bytes | None = None) -> None:
+        """Put TLS beneath this lane, before anything else is said (G7).
+
+        Args:
+            fingerprint: a listener's own; a dialer takes that of the certificate it sees.
+
+        Raises:
+            LinkLost, PeerSilent, NotFtx: it did not come about.
+            Refused, ProtocolError: as the plain ERROR says with which a listener answered that speaks no TLS.
+        """
+        from ftx.net import tls  # here: a plain run needs none of it
+
+        assert isinstance(self.sock, socket.socket)
+        plain, self.sock = self.sock, tls.TlsSocket(self.sock, context, listener=not self._dialer)
+        try:
+            self._wait_for(self.sock.handshake)
+        except tls.NotTls as answer:
+            self.sock = plain
+            self._view[: len(answer.said)] = answer.said
+            self._end = len(answer.said)
+            message, _ = self.receive()
+            if isinstance(message, m.Error):
+                raise from_wire(message.code, message.message) from None
+            raise ProtocolError("it answers in clear where TLS was begun") from None
+        self.encrypted = True
+        self.fingerprint = fingerprint or self.sock.peer_fingerprint()
+
+    def _wait_for(self, call: Callable[..., T], *args: Any) -> T:
+        """What ``call`` gives, within the deadline."""
+        while True:
+            self._limit()
+            try:
+                return call(*args)
+            except TimeoutError:
+                continue  # the deadline tells whether it is over
+            except OSError as error:
+                raise LinkLost(f"the connection broke ({error.strerror or error})") from error
 
     # --- receiving ---
 
@@ -141,6 +205,8 @@ class Lane:
         if not self.order.peer_greets:
             self._strange = False
             self._enlarge(READ_BYTES)
+            if not isinstance(self.sock, socket.socket):
+                self.sock.enlarge(READ_BYTES)
             return
         self._frames += 1
         # A listener may have to wait long before OPENED, and says BUSY all the while.
@@ -208,15 +274,7 @@ class Lane:
         if self._left_s is not None:
             self._away_s += time.monotonic() - self._left_s
             self._left_s = None
-        while True:
-            self._limit()
-            try:
-                count = self.sock.recv_into(view)
-                break
-            except TimeoutError:
-                continue  # the deadline tells whether it is over
-            except OSError as error:
-                raise LinkLost(f"the connection broke ({error.strerror or error})") from error
+        count = self._wait_for(self.sock.recv_into, view)
         if count == 0:
             raise LinkLost("the peer closed the connection")
         self._left_s = time.monotonic()
@@ -273,6 +331,10 @@ class Lane:
     def send_grease(self) -> None:
         """Send an optional frame that nobody knows, so that skipping one keeps working everywhere (G12)."""
         self._send_all([codec.encode_grease(secrets.randbelow(16), secrets.token_bytes(secrets.randbelow(16)))])
+
+    def send_raw(self, data: bytes) -> None:
+        """Send what is no frame, to a peer that knows none."""
+        self._send_all([data])
 
     def _send_all(self, buffers: Sequence[Buffer]) -> None:
         views = [memoryview(buffer) for buffer in buffers if len(buffer)]

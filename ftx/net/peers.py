@@ -62,18 +62,26 @@ def keys(secret_file: Path | None, *, listener: bool) -> dict[Method, bytes]:
 
 
 def _make(path: Path) -> None:
-    if path.exists():
-        return
+    if not path.exists():
+        write_private(path, secrets.token_hex(KEY_SIZE).encode() + b"\n")
+
+
+def write_private(path: Path, text: bytes) -> None:
+    """Make a file, whole and for its owner alone from its first moment on; unless another process was faster.
+
+    Raises:
+        OSError: it cannot be made.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(fd, "wb") as file:
-            file.write(secrets.token_hex(KEY_SIZE).encode() + b"\n")
+            file.write(text)
             file.flush()
             os.fsync(fd)
         os.link(temporary, path)
     except FileExistsError:
-        pass  # another process was faster: its key counts
+        pass  # its file counts
     finally:
         temporary.unlink()
 

@@ -17,6 +17,7 @@ import ftx
 from ftx.errors import (
     FtxError,
     Interrupted,
+    KeysWorn,
     LinkLost,
     NetworkError,
     ProtocolError,
@@ -225,6 +226,8 @@ class SendRun:
                     raise
                 self._remember(error.public)
                 continue
+            except KeysWorn:
+                continue  # nothing is wrong: whoever does not retry goes on too
             except FtxError as error:
                 if not (error.retry and (self._established or self._greeted)):
                     raise
@@ -254,7 +257,7 @@ class SendRun:
         lane.check = self._stop.check
         try:
             lane.deadline_s = time.monotonic() + options.timeout_s
-            met = handshake.dial(lane, self._identity, self._keys, self._trust)
+            met = handshake.dial(lane, self._identity, self._keys, self._trust, plain=options.plain)
             if met.unproven:
                 self._remember(met.public)
             trust = self._trust._replace(known=met.public)  # each lane leads to the same
@@ -267,7 +270,8 @@ class SendRun:
                 raise ProtocolError(f"{opened.lanes} lanes granted where {request.lanes} were asked for")
             lane.deadline_s = None
             self._established = True
-            self._emit(events.SessionUp(request.session.hex(), f"{options.host}:{options.port}", False, opened.lanes))
+            there = f"{options.host}:{options.port}"
+            self._emit(events.SessionUp(request.session.hex(), there, lane.encrypted, opened.lanes))
 
             def join(number: int, check: Callable[[], None]) -> Lane:
                 return self._attach(request.session, number, trust, check)
@@ -288,7 +292,7 @@ class SendRun:
         try:
             lane.check = check
             lane.deadline_s = time.monotonic() + options.timeout_s
-            handshake.dial(lane, self._identity, self._keys, trust)
+            handshake.dial(lane, self._identity, self._keys, trust, plain=options.plain)
             handshake.attach(lane, m.Attach(session, number), Role.SENDER)
             lane.deadline_s = lane.check = None
         except Refused as error:

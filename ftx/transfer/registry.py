@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import ftx
 from ftx.errors import (
@@ -19,6 +20,7 @@ from ftx.errors import (
     InternalError,
     Interrupted,
     Leaving,
+    NotFtx,
     ProtocolError,
     Refused,
     SomeFailed,
@@ -39,6 +41,9 @@ from ftx.transfer import events
 from ftx.transfer.crew import Stop
 from ftx.transfer.ledger import Ledger
 from ftx.transfer.receive import WINDOW, ReceiveSession
+
+if TYPE_CHECKING:
+    from ftx.net.tls import Credentials
 
 log = logging.getLogger("ftx.registry")
 
@@ -156,6 +161,7 @@ class Receiver:
                 raise UsageError(f"{where}: without a lasting key and without `--secret-file` it lets nobody in")
             self._emit(events.Warn(f"{where}: who trusts this receiver's key does not know it again"))
         self._keys = peers.keys(options.secret_file, listener=True)
+        self._credentials = None if options.plain else self._tls()
         with disk.destination_errors(os.fsencode(options.dir)):
             where = os.fspath(options.dir.absolute())
         root = paths.Root(options.dir)
@@ -189,6 +195,11 @@ class Receiver:
             expire.join(1)
             listener.close()
             root.close()
+
+    def _tls(self) -> Credentials:
+        from ftx.net import tls  # here: a plain receiver needs none of it
+
+        return tls.listening(self._options.config_dir, self._identity)
 
     def _expire(self, root: paths.Root) -> None:
         """At the start and now and then: a receiver may never be started again."""
@@ -240,10 +251,14 @@ class Receiver:
     def _greet(self, lane: Lane, address: str) -> None:
         """One connection, from its first byte to its last."""
         try:
-            peer, request = handshake.listen(lane, self._identity, self._keys, open_=self._options.open)
+            peer, request = handshake.listen(
+                lane, self._identity, self._keys, self._credentials, open_=self._options.open
+            )
             self._session(lane, address, peer, request)
         except FtxError as error:
-            if not error.from_peer:
+            if isinstance(error, NotFtx):
+                handshake.turn_away(lane)
+            elif not error.from_peer:
                 handshake.refuse(lane, error)
             if not self._events.full:  # G8: there is no end to strangers
                 self._events.put(events.Warn(f"{address}: {error}"))
@@ -285,7 +300,7 @@ class Receiver:
         try:
             lane.send(m.Opened(lanes, WINDOW))
             lane.order.opened(Role.RECEIVER)
-            self._events.put(events.SessionUp(session.id, address, False, lanes))
+            self._events.put(events.SessionUp(session.id, address, lane.encrypted, lanes))
             self._run(session)
         finally:
             work.ledger.give_up()

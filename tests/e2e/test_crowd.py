@@ -9,7 +9,7 @@ import statistics
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -69,9 +69,8 @@ def _all_well(results: list[dict[str, object]]) -> None:
 def _session(base: Path, port: int, lanes: int = 1) -> Iterator[tuple[Lane, m.Open]]:
     """A session of this very user, of a job that nobody else has, right behind OPENED."""
     own, _ = peers.identity(base / "config")
-    with peer.connected(port) as sock:
-        lane = Lane(sock, dialer=True)
-        handshake.dial(lane, own, {}, Trust("there"))
+    with closing(Lane(peer.connected(port), dialer=True)) as lane:
+        handshake.dial(lane, own, {}, Trust("there"), plain=False)
         session, process, job = secrets.token_bytes(16), secrets.token_bytes(16), secrets.token_bytes(32)
         lane.order.opened(Role.SENDER)
         request = m.Open(session, process, job, Role.SENDER, m.Mode.TRANSFER, lanes, 60, DigestName.XXH3_128, b"")
@@ -94,7 +93,7 @@ def _dribbling(base: Path, port: int) -> Iterator[None]:
         payload = bytes(range(256)) * (MIB // 256)
         lane.send(m.Folder(b"", 1, (peer.offered(secrets.token_hex(8).encode(), 2 * MIB),)))
         peer.heard(lane, m.Want)
-        lane.sock.sendall(codec.encode_data(1, 0, XXH3(payload), MIB) + payload[:1000])
+        lane.send_raw(codec.encode_data(1, 0, XXH3(payload), MIB) + payload[:1000])
         over = threading.Event()
 
         def dribble() -> None:
@@ -102,7 +101,7 @@ def _dribbling(base: Path, port: int) -> Iterator[None]:
                 for byte in payload[1000:]:
                     if over.wait(1.0):
                         break
-                    lane.sock.sendall(bytes([byte]))
+                    lane.send_raw(bytes([byte]))
 
         thread = threading.Thread(target=dribble, name="dribble")
         thread.start()
@@ -117,12 +116,11 @@ def _dribbling(base: Path, port: int) -> Iterator[None]:
 def _deaf(base: Path, port: int) -> Iterator[None]:
     """Offers all that it may and reads no answer: the receiver's writing thread for it gets stuck."""
     own, _ = peers.identity(base / "config")
-    with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        sock.settimeout(peer.PATIENCE_S)
-        sock.connect(("127.0.0.1", port))
-        lane = Lane(sock, dialer=True)
-        handshake.dial(lane, own, {}, Trust("there"))
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.connect(("127.0.0.1", port))
+    with closing(Lane(sock, dialer=True)) as lane:
+        handshake.dial(lane, own, {}, Trust("there"), plain=False)
         lane.order.opened(Role.SENDER)
         ids = secrets.token_bytes(16), secrets.token_bytes(16), secrets.token_bytes(32)
         request = m.Open(*ids, Role.SENDER, m.Mode.TRANSFER, 1, 60, DigestName.XXH3_128, b"")
@@ -384,10 +382,9 @@ def test_G2_a_killed_crowd_goes_on_at_once(shm: Path) -> None:
 def _attach(port: int, session: bytes, number: int, who: Identity, secret: Path | None = None) -> FtxError:
     """How an ATTACH is refused."""
     keys = peers.keys(secret, listener=False)
-    with peer.connected(port) as sock:
-        lane = Lane(sock, dialer=True)
+    with closing(Lane(peer.connected(port), dialer=True)) as lane:
         try:
-            handshake.dial(lane, who, keys, peer.ANYONE)
+            handshake.dial(lane, who, keys, peer.ANYONE, plain=False)
             handshake.attach(lane, m.Attach(session, number), Role.SENDER)
         except FtxError as error:
             return error

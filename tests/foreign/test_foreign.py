@@ -49,7 +49,7 @@ class Program:
     def __init__(self, home, *arguments):
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FTX_")}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "ftx", *map(str, arguments), "--json"],
+            [sys.executable, "-m", "ftx", *map(str, arguments), "--plain", "--json"],
             cwd=ROOT,
             env=environment | {"FTX_CONFIG_DIR": str(home / "config")},
             stdin=subprocess.DEVNULL,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import secrets
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 
-from ftx.net import handshake
+from ftx.net import handshake, tls
 from ftx.net.handshake import Trust
 from ftx.net.identity import Identity
 from ftx.net.lane import Lane
@@ -17,6 +18,7 @@ from ftx.protocol.messages import Role
 
 PATIENCE_S = 10.0
 ANYONE = Trust("there", anyone=True)
+NOWHERE = Path("/dev/null/nowhere")  #: nothing can be kept there
 
 
 def connected(port: int, source: str = "127.0.0.1") -> socket.socket:
@@ -25,11 +27,13 @@ def connected(port: int, source: str = "127.0.0.1") -> socket.socket:
 
 
 @contextmanager
-def sender(port: int, digest: DigestName = DigestName.XXH3_128) -> Iterator[Lane]:
-    """A session with an open receiver, right behind OPENED."""
-    with connected(port) as sock:
-        lane = Lane(sock, dialer=True)
-        handshake.dial(lane, Identity(secrets.token_bytes(32)), {}, ANYONE)
+def sender(port: int, digest: DigestName = DigestName.XXH3_128, *, deaf: bool = False) -> Iterator[Lane]:
+    """A session with an open receiver, right behind OPENED; with ``deaf`` little fits into what it does not read."""
+    sock = connected(port)
+    if deaf:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    with closing(Lane(sock, dialer=True)) as lane:
+        handshake.dial(lane, Identity(secrets.token_bytes(32)), {}, ANYONE, plain=False)
         job, process, session = secrets.token_bytes(32), secrets.token_bytes(16), secrets.token_bytes(16)
         lane.order.opened(Role.SENDER)
         request = m.Open(session, process, job, Role.SENDER, m.Mode.TRANSFER, 1, 0, digest, b"")
@@ -44,10 +48,9 @@ def receiver(run_sender: Callable[[int], None]) -> Iterator[Lane]:
         server.settimeout(PATIENCE_S)
         run_sender(server.getsockname()[1])
         sock, _ = server.accept()
-        with sock:
-            sock.settimeout(PATIENCE_S)
-            lane = Lane(sock, dialer=False)
-            handshake.listen(lane, Identity(secrets.token_bytes(32)), {}, open_=True)
+        with closing(Lane(sock, dialer=False)) as lane:
+            own = Identity(secrets.token_bytes(32))
+            handshake.listen(lane, own, {}, tls.listening(NOWHERE, own), open_=True)
             lane.send(m.Opened(1, 64))
             lane.order.opened(Role.RECEIVER)
             heard(lane, m.Folder)

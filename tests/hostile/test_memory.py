@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import socket
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
@@ -138,8 +137,7 @@ def test_g8_an_entry_is_outstanding_until_its_answer_is_on_its_way() -> None:
 
 
 def test_g8_who_offers_on_and_reads_no_answer_is_sent_away(tmp_path: Path) -> None:
-    with LocalReceiver(tmp_path, open=True) as receiver, peer.sender(receiver.port) as lane:
-        lane.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    with LocalReceiver(tmp_path, open=True) as receiver, peer.sender(receiver.port, deaf=True) as lane:
         batch = tuple(peer.offered(b"a/b", 0) for _ in range(60))  # refused at once
         with pytest.raises(LinkLost):
             for first in range(1, 10_000 * len(batch), len(batch)):
@@ -167,7 +165,7 @@ def test_g8_offers_that_are_withdrawn_at_once_wait_for_their_look() -> None:
 
 def test_g8_a_stranger_holds_a_few_kib(tmp_path: Path) -> None:
     """Unfinished handshakes, one of them with as much as it can push behind its HELLO."""
-    with LocalReceiver(tmp_path) as receiver:
+    with LocalReceiver(tmp_path, plain=True) as receiver:
         hello = codec.encode(m.Hello(m.MAGIC, 1, 1, bytes(32), bytes(32)))
         with costs_at_most(MIB):
             socks = [peer.connected(receiver.port) for _ in range(20)]

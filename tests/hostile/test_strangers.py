@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -76,7 +76,7 @@ def test_g9_who_is_being_refused_still_counts(tmp_path: Path, monkeypatch: pytes
     """A refusal takes seconds if the stranger does not go: it must not be a way around the limit."""
     monkeypatch.setattr(registry, "MAX_STRANGERS", 2)
     monkeypatch.setattr(m, "DRAIN_S", 20)
-    with LocalReceiver(tmp_path) as receiver:
+    with LocalReceiver(tmp_path, plain=True) as receiver:
         socks = []
         for _ in range(4):
             socks.append(peer.connected(receiver.port))
@@ -91,7 +91,7 @@ def test_g9_who_is_being_refused_still_counts(tmp_path: Path, monkeypatch: pytes
 def test_g9_the_address_that_crowds_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sender far away needs longer for its handshake than a flood takes to fill every place."""
     monkeypatch.setattr(registry, "MAX_STRANGERS", 4)
-    with LocalReceiver(tmp_path) as receiver, peer.connected(receiver.port, "127.0.0.2") as slow:
+    with LocalReceiver(tmp_path, plain=True) as receiver, peer.connected(receiver.port, "127.0.0.2") as slow:
         flood = [peer.connected(receiver.port) for _ in range(12)]
         assert all(is_closed(sock) for sock in flood[:8])
         slow.sendall(HELLO)
@@ -131,9 +131,8 @@ def test_g11_a_key_that_is_a_pipe_is_not_waited_for(tmp_path: Path, listener: bo
 
 @contextmanager
 def dialled(port: int, identity: Identity) -> Iterator[Lane]:
-    with peer.connected(port) as sock:
-        lane = Lane(sock, dialer=True)
-        handshake.dial(lane, identity, {}, peer.ANYONE)
+    with closing(Lane(peer.connected(port), dialer=True)) as lane:
+        handshake.dial(lane, identity, {}, peer.ANYONE, plain=False)
         lane.order.opened(Role.SENDER)
         yield lane
 

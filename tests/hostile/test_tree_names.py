@@ -8,7 +8,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -201,15 +201,14 @@ class Peer:
 @contextmanager
 def session(port: int, folder: bytes = b"") -> Iterator[Peer]:
     """A session whose OPEN names ``folder``, right behind it."""
-    with peer.connected(port) as sock:
-        lane = Lane(sock, dialer=True)
-        handshake.dial(lane, Identity(secrets.token_bytes(32)), {}, peer.ANYONE)
+    with closing(Lane(peer.connected(port), dialer=True)) as lane:
+        handshake.dial(lane, Identity(secrets.token_bytes(32)), {}, peer.ANYONE, plain=False)
         lane.order.opened(Role.SENDER)
         opening = {"session": secrets.token_bytes(16), "process": secrets.token_bytes(16), "role": Role.SENDER,
                    "job": secrets.token_bytes(32), "mode": m.Mode.TRANSFER, "lanes": 1, "retry_for_s": 0,
                    "digest": DigestName.XXH3_128, "folder": folder, "tlvs": []}  # fmt: skip
         lane.order.send(m.Type.OPEN)
-        sock.sendall(foreign_peer.frame("OPEN", **opening))  # it says what ours would not
+        lane.send_raw(foreign_peer.frame("OPEN", **opening))  # it says what ours would not
         yield Peer(lane)
 
 
@@ -333,7 +332,7 @@ def test_g6_fields_longer_than_they_may_be(receiver: LocalReceiver, what: str) -
     else:
         entry[what] = b"n" * length
     with session(receiver.port) as hostile:
-        hostile.lane.sock.sendall(foreign_peer.frame(name, **fields))
+        hostile.lane.send_raw(foreign_peer.frame(name, **fields))
         message = peer.heard(hostile.lane, m.Error)
         assert isinstance(message, m.Error)
         assert message.code == ProtocolError.wire
@@ -485,7 +484,7 @@ def test_g4_data_for_what_has_none(receiver: LocalReceiver, kind: Kind) -> None:
         hostile.lane.send(m.Folder(b"", 1, (offered(kind, kind.name.encode()),)))
         digest = DigestName.XXH3_128.function(b"payload")
         data = foreign_peer.frame("DATA", entry=1, index=0, digest=digest, payload=b"payload")
-        hostile.lane.sock.sendall(data)
+        hostile.lane.send_raw(data)
         hostile.lane.send(m.Finish(1, ROOT_OF_NOTHING))
         message = peer.heard(hostile.lane, m.Receipt, m.Skip, m.Error)
         assert not isinstance(message, m.Error) or message.code == ProtocolError.wire

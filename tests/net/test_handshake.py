@@ -61,7 +61,7 @@ def _both(dialer: Callable[[], Any], listener: Callable[[], Any]) -> tuple[Any, 
 def _dial(lane: Lane, keys: dict[Method, bytes], trust: Trust = NOBODY, who: Identity = DIALER) -> Met:
     """The dialer's half, with OPEN; where it says none, it closes the lane."""
     try:
-        met = handshake.dial(lane, who, keys, trust)
+        met = handshake.dial(lane, who, keys, trust, plain=True)
     except FtxError:
         lane.close()
         raise
@@ -71,7 +71,7 @@ def _dial(lane: Lane, keys: dict[Method, bytes], trust: Trust = NOBODY, who: Ide
 
 def _listen(lane: Lane, keys: dict[Method, bytes], who: Identity = LISTENER, *, open_: bool = False) -> Any:
     try:
-        return handshake.listen(lane, who, keys, open_=open_)
+        return handshake.listen(lane, who, keys, None, open_=open_)
     except Refused as error:
         handshake.refuse(lane, error)
         raise
@@ -255,7 +255,7 @@ def test_g7_a_dialer_that_reflects_or_replays_is_refused(lanes: tuple[Lane, Lane
         )
         dialer.send(REFLECTED[what](script, swapped))
 
-    _, refused = _both(reflect, lambda: handshake.listen(listener, LISTENER, SECRET, open_=False))
+    _, refused = _both(reflect, lambda: handshake.listen(listener, LISTENER, SECRET, None, open_=False))
     assert isinstance(refused, Refused)
 
 
@@ -266,7 +266,7 @@ def test_a_deadline_from_accept_on(lanes: tuple[Lane, Lane]) -> None:
     started = time.monotonic()
     dialer.send(m.Hello(m.MAGIC, 1, 1, bytes(32), DIALER.public))
     with pytest.raises(PeerSilent):
-        handshake.listen(listener, LISTENER, SECRET, open_=False)
+        handshake.listen(listener, LISTENER, SECRET, None, open_=False)
     assert time.monotonic() - started < 2
 
 
@@ -275,7 +275,7 @@ def test_no_version_in_common(lanes: tuple[Lane, Lane], least: int, most: int) -
     dialer, listener = lanes
     dialer.send(m.Hello(m.MAGIC, least, most, bytes(32), DIALER.public))
     with pytest.raises(VersionMismatch, match=f"version {least} to {most}"):
-        handshake.listen(listener, LISTENER, {}, open_=True)
+        handshake.listen(listener, LISTENER, {}, None, open_=True)
 
 
 def test_a_range_of_versions_with_ours_in_it(lanes: tuple[Lane, Lane]) -> None:
@@ -287,7 +287,7 @@ def test_a_range_of_versions_with_ours_in_it(lanes: tuple[Lane, Lane]) -> None:
         script = proof.transcript(frame, theirs, encrypted=False, fingerprint=proof.NO_FINGERPRINT)
         dialer.send(m.Proof(DIALER.sign(proof.signed(Side.DIALER, script)), ()), OPEN)
 
-    _, (peer, request) = _both(dial, lambda: handshake.listen(listener, LISTENER, {}, open_=True))
+    _, (peer, request) = _both(dial, lambda: handshake.listen(listener, LISTENER, {}, None, open_=True))
     assert (peer, request) == (proof.peer_id(DIALER.public), OPEN)
 
 
