@@ -124,6 +124,13 @@ def command(value: Any) -> tuple[str, ...]:
     return words
 
 
+def not_over_ssh(value: Any) -> Any:
+    """Nothing: ssh starts a receiver that lets this run in."""
+    if value:
+        raise ValueError(f"{value!r} is for a receiver that runs already, not for one that ssh starts")
+    return value
+
+
 def several(check: Check) -> Check:
     """Any number of what ``check`` takes, but not one alone."""
 
@@ -191,8 +198,12 @@ class CommonOptions:
         "tell_all": truth,
     }
 
+    def checks(self) -> Mapping[str, Check]:
+        """What each option may be."""
+        return self.CHECKS
+
     def __post_init__(self) -> None:
-        for name, check in self.CHECKS.items():
+        for name, check in self.checks().items():
             object.__setattr__(self, name, checked(name, check, getattr(self, name)))
 
 
@@ -208,8 +219,8 @@ class SendOptions(CommonOptions):
         retry_for_s: give up on a broken link after so many seconds without progress; 0: do not retry.
         accept_new: take an ``--open`` receiver that proves nothing.
         digest: the digest of chunks and receipts.
-        ssh: start the receiver over ssh. Its port, and what lets this side in, come that way: ``port``,
-            ``secret_file`` and ``accept_new`` are for receivers that run already.
+        ssh: start the receiver over ssh. Its port, and what lets this side in, come that way: ``port`` does not
+            count, and ``secret_file`` and ``accept_new`` are refused.
         rsh: the command for that, and its options.
         remote_ftx: the program ftx there: a name, or a path.
     """
@@ -228,6 +239,8 @@ class SendOptions(CommonOptions):
     CHECKS: ClassVar[Mapping[str, Check]] = {
         **CommonOptions.CHECKS,
         "port": number(1, 65535, whole=True),
+        "host": text,
+        "folder": relative,
         "lanes": number(0, 64, whole=True),
         "retry_for_s": number(0, 2**32 - 1, " seconds"),
         "accept_new": truth,
@@ -237,11 +250,16 @@ class SendOptions(CommonOptions):
         "remote_ftx": text,
     }
 
-    def __post_init__(self) -> None:
-        CommonOptions.__post_init__(self)
-        host, folder = (login, far_folder) if self.ssh else (text, relative)
-        object.__setattr__(self, "host", checked("host", host, self.host))
-        object.__setattr__(self, "folder", checked("folder", folder, self.folder))
+    #: What is something else with ``ssh``.
+    OVER_SSH: ClassVar[Mapping[str, Check]] = {
+        "host": login,
+        "folder": far_folder,
+        "secret_file": not_over_ssh,
+        "accept_new": not_over_ssh,
+    }
+
+    def checks(self) -> Mapping[str, Check]:
+        return {**self.CHECKS, **self.OVER_SSH} if self.ssh else self.CHECKS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

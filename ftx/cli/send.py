@@ -124,10 +124,10 @@ def send(
         folder=remote.folder,
         port=port,
         timeout_s=timeout,
-        secret_file=secret_file,
+        secret_file=None if over_ssh else secret_file,
         retry_for_s=retry_for,
         lanes=lanes or 0,
-        accept_new=accept_new,
+        accept_new=accept_new and not over_ssh,
         tell_all=json or verbose > 0,
     )
 
