@@ -102,7 +102,9 @@ class FarSide:
             except OSError:
                 more = b""
             if not more:
-                raise self._ended(said)
+                error = self._ended(said)
+                check()  # Ctrl-C has ended ssh, too
+                raise error
             said += more
         self.sock.settimeout(None)
         return found[1]
