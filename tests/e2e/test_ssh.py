@@ -202,9 +202,10 @@ def _arrived(far: Far) -> int:
 def test_G2_sigkill_on_the_way(far: Far, big: Path, victim: str, remote: str) -> None:
     """The same run starts ssh again and goes on."""
     with far.sender(big, remote) as process:
+        process.event("session")
+        pid = child(process.popen.pid, "ssh") if victim == "ssh" else far.processes()[0]
         wait_until(lambda: _arrived(far) > PART)
-        [old] = far.processes()
-        os.kill(child(process.popen.pid, "ssh") if victim == "ssh" else old, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
         assert process.wait() == 0, process.err
     assert process.of_type("retry")
     assert len(process.of_type("session")) == 2
@@ -227,8 +228,9 @@ def test_G2_sigkill_of_the_sender(far: Far, big: Path, remote: str) -> None:
 def test_what_a_far_side_before_has_not_let_go_of_is_waited_for(far: Far, big: Path) -> None:
     """It stands still, as one does that has not noticed that its link is gone."""
     with far.sender(big, "far:in") as process:
-        wait_until(lambda: _arrived(far) > PART)
+        process.event("session")
         [old] = far.processes()
+        wait_until(lambda: _arrived(far) > PART)
         os.kill(old, signal.SIGSTOP)
         process.kill()
     try:
@@ -239,7 +241,8 @@ def test_what_a_far_side_before_has_not_let_go_of_is_waited_for(far: Far, big: P
             os.kill(old, signal.SIGCONT)
             assert again.wait() == 0, again.err
     finally:
-        os.kill(old, signal.SIGCONT) if old in far.processes() else None
+        if old in far.processes():
+            os.kill(old, signal.SIGCONT)
     assert again.finished["bytes_reused"] > 0
     assert same(big, far.home / "in/big")
 
@@ -247,8 +250,8 @@ def test_what_a_far_side_before_has_not_let_go_of_is_waited_for(far: Far, big: P
 @pytest.mark.parametrize("both", [False, True], ids=["sender", "sender and ssh, as by Ctrl-C"])
 def test_an_interrupt_ends_all_of_it(far: Far, big: Path, both: bool) -> None:
     with far.sender(big, "far:in") as process:
-        wait_until(lambda: _arrived(far) > PART)
         below = child(process.popen.pid, "ssh")
+        wait_until(lambda: _arrived(far) > PART)
         if both:
             os.kill(below, signal.SIGINT)
         process.signal(signal.SIGINT)
