@@ -63,6 +63,12 @@ class PeerSilent(NetworkError):
     """No byte arrived for ``--timeout`` seconds."""
 
 
+class NotStarted(NetworkError):
+    """ssh cannot be started here, or ftx not on the other machine: it is not installed there, or elsewhere."""
+
+    retry = False
+
+
 class UnknownHost(NetworkError):
     """The name does not resolve: it is mistyped; or, where a link stood before, the name server is out of reach."""
 

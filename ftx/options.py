@@ -91,6 +91,46 @@ def relative(value: Any) -> str:
     return folder
 
 
+#: What no name of a host or user needs; ssh puts these names into commands of the user's configuration, for a shell.
+_NO_NAME = frozenset("'`\"$;&<>|(){}")
+
+
+def login(value: Any) -> str:
+    """``[USER@]HOST`` as ssh takes it, and nothing that it, or a shell, would take for something else."""
+    whole = text(value)
+    user, at, host = whole.rpartition("@")
+    if not host or (at and not user):
+        raise ValueError(f"{whole!r} is not [USER@]HOST")
+    if whole.startswith("-") or host.startswith("-"):
+        raise ValueError(f"{whole!r} would be an option of ssh; no host or user begins with a dash")
+    if not _NO_NAME.isdisjoint(whole) or "\\" in host or not whole.isprintable() or " " in whole:
+        raise ValueError(f"{whole!r} has characters in it that no host or user has")
+    return whole
+
+
+def far_folder(value: Any) -> str:
+    """A folder on a machine that is reached over ssh: absolute, or relative to the home folder; that, if empty."""
+    folder = text(value) if value != "" else ""
+    if (length := len(os.fsencode(folder))) > MAX_PATH:
+        raise ValueError(f"the folder's path has {length} bytes, where {MAX_PATH} are the most")
+    return folder
+
+
+def command(value: Any) -> tuple[str, ...]:
+    """A program and its arguments."""
+    words: tuple[str, ...] = several(text)(value)
+    if not words:
+        raise ValueError(f"{value!r} is no command")
+    return words
+
+
+def not_over_ssh(value: Any) -> Any:
+    """Nothing: ssh starts a receiver that lets this run in."""
+    if value:
+        raise ValueError(f"{value!r} is for a receiver that runs already, not for one that ssh starts")
+    return value
+
+
 def several(check: Check) -> Check:
     """Any number of what ``check`` takes, but not one alone."""
 
@@ -161,8 +201,12 @@ class CommonOptions:
         "tell_all": truth,
     }
 
+    def checks(self) -> Mapping[str, Check]:
+        """What each option may be."""
+        return self.CHECKS
+
     def __post_init__(self) -> None:
-        for name, check in self.CHECKS.items():
+        for name, check in self.checks().items():
             object.__setattr__(self, name, checked(name, check, getattr(self, name)))
 
 
@@ -171,12 +215,17 @@ class SendOptions(CommonOptions):
     """What a sender is told.
 
     Attributes:
-        host: name or address of the receiver.
+        host: name or address of the receiver; with ``ssh`` ``[USER@]HOST``.
         lanes: connections to use, 1 to 64; 0: ftx chooses.
-        folder: where to put the files below the receiver's ``--dir``; empty for ``--dir`` itself.
+        folder: where to put the files below the receiver's ``--dir``; empty for ``--dir`` itself. With ``ssh`` it is
+            absolute or relative to the far user's home folder.
         retry_for_s: give up on a broken link after so many seconds without progress; 0: do not retry.
         accept_new: take an ``--open`` receiver that proves nothing.
         digest: the digest of chunks and receipts.
+        ssh: start the receiver over ssh. Its port, and what lets this side in, come that way: ``port`` does not
+            count, and ``secret_file`` and ``accept_new`` are refused.
+        rsh: the command for that, and its options.
+        remote_ftx: the program ftx there: a name, or a path.
     """
 
     host: str
@@ -185,6 +234,9 @@ class SendOptions(CommonOptions):
     retry_for_s: float = 300.0
     accept_new: bool = False
     digest: DigestName = DigestName.XXH3_128
+    ssh: bool = False
+    rsh: tuple[str, ...] = ("ssh",)
+    remote_ftx: str = "ftx"
 
     #: ``--retry-for`` travels in 32 bits.
     CHECKS: ClassVar[Mapping[str, Check]] = {
@@ -196,7 +248,22 @@ class SendOptions(CommonOptions):
         "retry_for_s": number(0, 2**32 - 1, " seconds"),
         "accept_new": truth,
         "digest": DigestName,
+        "ssh": truth,
+        "rsh": command,
+        "remote_ftx": text,
     }
+
+    #: What is something else with ``ssh``.
+    OVER_SSH: ClassVar[Mapping[str, Check]] = {
+        "host": login,
+        "folder": far_folder,
+        "secret_file": not_over_ssh,
+        "accept_new": not_over_ssh,
+        "plain": not_over_ssh,
+    }
+
+    def checks(self) -> Mapping[str, Check]:
+        return {**self.CHECKS, **self.OVER_SSH} if self.ssh else self.CHECKS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

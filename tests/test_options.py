@@ -26,6 +26,18 @@ OF_SEND: list[tuple[str, Any]] = [
     *(("retry_for_s", value) for value in (-1, NAN, INF, 2**32, "7")),
     *(("accept_new", value) for value in (1, "no", None)),
     *(("digest", value) for value in ("md5", None)),
+    *(("ssh", value) for value in (1, "no", None)),
+    *(("rsh", value) for value in ("ssh", [], [""], [b"ssh"], None)),
+    *(("remote_ftx", value) for value in ("", None, "a\0b")),
+]
+#: Options of ssh, and what a shell that reads a user's configuration would run.
+EVIL_HOSTS = ("-oProxyCommand=x", "-oProxyCommand=x@nas", "me@-oProxyCommand=x", "$(x)", "`x`@nas", "a;x", "a b",
+              "a\nb", "a|x", "a&x", "a>x", "a'x", 'a"x', "a\\x", "@nas", "me@", "{x,y}", "\x7f")  # fmt: skip
+OVER_SSH: list[tuple[str, Any]] = [
+    *(("host", value) for value in (*EVIL_HOSTS, "", None, b"nas", "a\0b")),
+    *(("folder", value) for value in ("a\0b", "\ud800", "a" * 4097, None, b"in")),
+    ("secret_file", "key"),
+    ("accept_new", True),
 ]
 OF_RECEIVE: list[tuple[str, Any]] = [
     *(("dir", value) for value in (None, "", "a\0b", 7)),
@@ -47,6 +59,19 @@ def send_options(**options: Any) -> ftx.SendOptions:
 def test_wrong_of_a_sender(name: str, value: object) -> None:
     with pytest.raises((ValueError, TypeError), match=f"^{name}: "):
         send_options(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), OVER_SSH)
+def test_wrong_over_ssh(name: str, value: object) -> None:
+    with pytest.raises((ValueError, TypeError), match=f"^{name}: "):
+        send_options(ssh=True, **{name: value})
+
+
+def test_what_means_something_over_ssh() -> None:
+    for host in ("nas", "me@nas", "me@fd00::7", "me@corp@nas", "CORP\\me@nas", "a-b.example", "fe80::1%eth0"):
+        assert send_options(ssh=True, host=host).host == host
+    for folder in ("", "/srv/in", "~/x", "../x", "$(touch x)\n'", "\udcff", "-x"):
+        assert send_options(ssh=True, folder=folder).folder == folder
 
 
 @pytest.mark.parametrize(("name", "value"), OF_BOTH + OF_RECEIVE)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import click
 
 from ftx.cli.main import version_option
-from ftx.options import Check, relative
+from ftx.options import Check, far_folder, login, relative
 from ftx.protocol.messages import DEFAULT_PORT
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -46,7 +46,7 @@ def size(text: str) -> int:
 
 
 class Remote(NamedTuple):
-    """Where to send: a host, and a folder below the receiver's ``--dir`` (empty for ``--dir`` itself)."""
+    """Where to send: a host, and a folder there (empty for the receiver's ``--dir``, or the far home folder)."""
 
     host: str
     folder: str
@@ -79,6 +79,31 @@ def parse_remote(text: str) -> Remote:
             f"for a folder of that name {text[: -len(folder)]}./{folder}"
         )
     return Remote(host, relative(folder))
+
+
+def parse_login(text: str) -> Remote:
+    """The parts of ``[USER@]HOST[:FOLDER]``, as scp has them.
+
+    Raises:
+        ValueError: the text means nothing; says what to write.
+    """
+    user, at, rest = text.partition("@")
+    if not at or ":" in user or "/" in user:  # the @ is part of the folder
+        user, at, rest = "", "", text
+    if rest.startswith("["):
+        name, bracket, tail = rest[1:].partition("]")
+        if not bracket or not _is_ipv6(name) or (tail and not tail.startswith(":")):
+            raise ValueError(f"{text!r} is not [USER@][IPV6-ADDRESS] or [USER@][IPV6-ADDRESS]:FOLDER")
+        folder = tail[1:]
+    elif _is_ipv6(rest):
+        raise ValueError(f"write an IPv6 address in brackets: {user}{at}[{rest}]")
+    else:
+        name, _, folder = rest.partition(":")
+        if "/" in name or name in (".", ".."):
+            raise ValueError(
+                f"{text!r} is a path, and the last argument is a machine: [USER@]HOST or [USER@]HOST:FOLDER"
+            )
+    return Remote(login(f"{user}{at}{name}"), far_folder(folder))
 
 
 def _is_ipv6(text: str) -> bool:

@@ -41,9 +41,7 @@ def run(report: Report, work: Callable[[Stop], Finished]) -> int:
         report: shown the end, if ``work`` has not done so itself.
         work: the transfer; stops soon after its argument is asked to.
     """
-    # Next to nothing that a transfer makes is part of a cycle, and a window's entries are many to be looked through.
-    gc.freeze()
-    gc.set_threshold(GARBAGE_AFTER)
+    rarely_look_for_cycles()
     stop = Stop()
     with signals_stop(stop), report:
         try:
@@ -56,6 +54,12 @@ def run(report: Report, work: Callable[[Stop], Finished]) -> int:
         if not report.finished:
             report(finished)
     return finished.code
+
+
+def rarely_look_for_cycles() -> None:
+    """Next to nothing that a transfer makes is part of one, and a window's entries are many to be looked through."""
+    gc.freeze()
+    gc.set_threshold(GARBAGE_AFTER)
 
 
 @contextmanager

@@ -65,6 +65,7 @@ DAY_S = 86_400
     show_default=True,
     help="Remove unfinished transfers that nobody has gone on with for so long.",
 )
+@click.option("--over-ssh", is_flag=True, hidden=True, allow_from_autoenv=False)
 def receive(
     dir: Path | None,
     bind: tuple[str, ...],
@@ -81,6 +82,7 @@ def receive(
     no_fsync: bool,
     reserve: int,
     expire: float,
+    over_ssh: bool,
 ) -> int:
     """Wait for senders and take what they send, until Ctrl-C.
 
@@ -94,6 +96,8 @@ def receive(
     K, M, G, T are powers of 1024, as are KiB, MiB …; kB, MB … powers of 1000. Every option can also be a variable
     of the environment: FTX_RECEIVE_PORT=9000 is --port 9000.
     """
+    if over_ssh:
+        return _over_ssh()
     if open and dir is None:
         raise click.UsageError("--open needs --dir: say which folder strangers may fill")
 
@@ -139,6 +143,20 @@ def receive(
         return api.Receiver(options, on_event=on_event).run(stop)
 
     return process.run(report, work)
+
+
+def _over_ssh() -> int:
+    """The far side of `ftx send --ssh`, which tells it over standard input what to do: no option counts."""
+    from ftx.cli import process
+    from ftx.transfer import far
+    from ftx.transfer.crew import Stop
+
+    process.start_log(0)
+    process.serve_many()
+    process.rarely_look_for_cycles()
+    stop = Stop()
+    with process.signals_stop(stop):
+        return far.serve(stop)
 
 
 def invitation(event: Listening, options: ReceiveOptions) -> list[str]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ftx.cli import params
 from ftx.cli.main import CONTEXT
@@ -13,11 +16,18 @@ from ftx.cli.params import Remote
 from ftx.options import SendOptions
 
 CHECKS = SendOptions.CHECKS
+#: What is for receivers that run already.
+NOT_OVER_SSH = ("port", "secret_file", "accept_new", "plain")
+
+
+def _remote(context: click.Context, parameter: click.Parameter, text: Any) -> Any:
+    over_ssh = context.params["ssh"] or context.params["rsh"]
+    return params.checked(params.parse_login if over_ssh else params.parse_remote)(context, parameter, text)
 
 
 @click.command(context_settings=CONTEXT)
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(readable=False))
-@click.argument("remote", metavar="REMOTE", callback=params.checked(params.parse_remote))
+@click.argument("remote", metavar="REMOTE", callback=_remote)
 @params.options_of_both(CHECKS, "TCP port of the receiver.")
 @click.option(
     "--retry-for",
@@ -36,7 +46,25 @@ CHECKS = SendOptions.CHECKS
     help="Connections to use, 1 to 64; the receiver may grant fewer.  [default: chosen by the distance]",
 )
 @click.option("--accept-new", is_flag=True, help="Trust a receiver on first contact, and remember its key.")
+@click.option("--ssh", is_flag=True, is_eager=True, help="Start the receiver over ssh; REMOTE is as scp has it.")
+@click.option(
+    "--rsh",
+    is_eager=True,
+    callback=params.checked(lambda text: CHECKS["rsh"](shlex.split(text))),
+    metavar="COMMAND",
+    help="What to use for ssh, with its options; implies --ssh.  [default: ssh]",
+)
+@click.option(
+    "--remote-ftx",
+    default="ftx",
+    callback=params.checked(CHECKS["remote_ftx"]),
+    metavar="PATH",
+    show_default=True,
+    help="With --ssh: the program ftx there.",
+)
+@click.pass_context
 def send(
+    context: click.Context,
     paths: tuple[str, ...],
     remote: Remote,
     port: int,
@@ -49,6 +77,9 @@ def send(
     retry_for: float,
     lanes: int | None,
     accept_new: bool,
+    ssh: bool,
+    rsh: tuple[str, ...] | None,
+    remote_ftx: str,
 ) -> int:
     """Send files and folders to a machine that runs `ftx receive`.
 
@@ -56,16 +87,25 @@ def send(
     made if it is missing. A folder DIR becomes DIR there; DIR/ stands for what is in it. What is there already, by size
     and time, is skipped.
 
+    With --ssh nothing has to run there: ftx starts it with the ssh that you have set up. REMOTE is [USER@]HOST or
+    [USER@]HOST:FOLDER, and FOLDER is absolute or lies in the home folder there.
+
     \b
     Examples:
       ftx send big.iso nas
       ftx send photos notes.txt nas:backup
       ftx send big.iso nas:images --secret-file key
       ftx send big.iso "[fd00::7]" --port 9000
+      ftx send --ssh photos me@nas:backup
 
     If it is interrupted, run the same command again: it resumes. Every option can also be a variable of the
     environment: FTX_SEND_PORT=9000 is --port 9000.
     """
+    over_ssh = ssh or rsh is not None
+    for name in NOT_OVER_SSH if over_ssh else ():
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} is for receivers that run already, not for --ssh")
+
     # Here and not above: help and wrong usage need none of it.
     from ftx import api
     from ftx.cli import process
@@ -79,20 +119,24 @@ def send(
     report = Report(receiving=False, label=name, json_lines=json, quiet=quiet, verbose=verbose)
     options = SendOptions(
         host=remote.host,
+        ssh=over_ssh,
+        rsh=rsh or ("ssh",),
+        remote_ftx=remote_ftx,
         folder=remote.folder,
         port=port,
         timeout_s=timeout,
-        secret_file=secret_file,
-        plain=plain,
+        secret_file=None if over_ssh else secret_file,
+        plain=plain and not over_ssh,
         retry_for_s=retry_for,
         lanes=lanes or 0,
-        accept_new=accept_new,
+        accept_new=accept_new and not over_ssh,
         tell_all=json or verbose > 0,
     )
 
     def work(stop: Stop) -> api.Finished:
         folder = f", folder {printable(remote.folder)}" if remote.folder else ""
-        report.say(f"sending {name} to {printable(remote.host)}{folder}, port {port}")
+        way = "over ssh" if over_ssh else f"port {port}"
+        report.say(f"sending {name} to {printable(remote.host)}{folder}, {way}")
         return api.send(paths, options, on_event=report, stop=stop, confirm=confirm_open)
 
     return process.run(report, work)

@@ -133,6 +133,8 @@ def dial(lane: Lane, identity: Identity, keys: Mapping[Method, bytes], trust: Tr
 
 def _met(public: bytes, own: Identity, keys: Mapping[Method, bytes], trust: Trust, *, credential: bool) -> Met:
     """The listener with this key, which has proven a credential or not; if it is the one that the user means (G7)."""
+    if Method.SSH in keys and not (credential and public == trust.known):
+        raise Refused("it is not the receiver that ssh has started. Nothing was sent")
     if trust.known not in (None, public):
         raise Refused(
             f"{trust.name} has another key than it had. It shows {fingerprint(public)}, and "
@@ -209,6 +211,8 @@ def listen(
         raise Refused("it could not prove that it holds the key that it shows")
     method = proof.accept(keys, theirs.proofs, transcript)
     if method is None:
+        if Method.SSH in keys:
+            raise Refused(NOT_ALLOWED)  # it was started for one run, which has the key
         if hello.identity == identity.public:
             method = Method.KNOWN  # this very user
         elif open_:

@@ -126,6 +126,7 @@ class Method(IntEnum):
     OPEN = 0  #: nothing: this listener lets everybody in
     KNOWN = 1  #: nothing more than the signature: the listener knows the dialer's key
     SECRET = 2
+    SSH = 3  #: a one-time key that came over ssh
 
 
 class SkipReason(IntEnum):

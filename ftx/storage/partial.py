@@ -94,8 +94,11 @@ class Partial(InUse):
 
     # --- opening ---
 
-    def open(self, root: Root, parts: tuple[bytes, ...]) -> None:
+    def open(self, root: Root, parts: tuple[bytes, ...], patient_until_s: float = 0) -> None:
         """Lock the journal, find what can be kept, make the rest.
+
+        Args:
+            patient_until_s: monotonic time until which a lock that somebody else has is tried for, if that is longer.
 
         Raises:
             Busy: another session or process has it.
@@ -105,7 +108,7 @@ class Partial(InUse):
             if not disk.same_mount(target.fd, self._own.fd):
                 self.name = BESIDE_PREFIX + self.name
                 self.folder = Folder(os.dup(target.fd))
-        self._lock_journal()
+        self._lock_journal(max(time.monotonic() + LOCK_S, patient_until_s))
         journal = Journal(self._journal_fd)
         self._journal = journal
         before = journal.read()
@@ -119,8 +122,7 @@ class Partial(InUse):
         self._marked = self.held.copy()
         self._rewrite_journal()
 
-    def _lock_journal(self) -> None:
-        give_up_s = time.monotonic() + LOCK_S
+    def _lock_journal(self, give_up_s: float) -> None:
         while self._journal_fd < 0:
             fd = disk.open_at(self.journal_name, os.O_RDWR | os.O_CREAT, 0o600, folder=self._own.fd)
             try:
@@ -354,11 +356,13 @@ class PartialStore:
     Args:
         root: the destination.
         reserve: bytes of free space to leave on its disk.
+        patience_s: for so long from now on, a partial that another process has is waited for.
     """
 
-    def __init__(self, root: Root, reserve: int) -> None:
+    def __init__(self, root: Root, reserve: int, patience_s: float = 0) -> None:
         self.root = root
         self._reserve = reserve
+        self._patient_until_s = time.monotonic() + patience_s
         self._memory: OrderedDict[bytes, Partial] = OrderedDict()
         self._open: set[bytes] = set()
         self._partials: set[Partial] = set()  # those that are open
@@ -390,7 +394,7 @@ class PartialStore:
                     self._check_room(entry.path, entry.allocated, self.root.fd)
                 partial = Partial(self.root, key, header, entry)
                 try:
-                    partial.open(self.root, parts)
+                    partial.open(self.root, parts, self._patient_until_s)
                     self._set_aside(partial)
                 except BaseException:
                     partial.close()

@@ -10,8 +10,9 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 
 import ftx
 from ftx.errors import (
@@ -28,8 +29,8 @@ from ftx.errors import (
     UsageError,
     from_wire,
 )
-from ftx.net import dial, handshake, known, peers
-from ftx.net.handshake import Trust
+from ftx.net import handshake, known, peers
+from ftx.net.handshake import Met, Trust
 from ftx.net.identity import fingerprint
 from ftx.net.known import KnownHosts
 from ftx.net.lane import Lane
@@ -37,7 +38,7 @@ from ftx.options import SendOptions
 from ftx.protocol import messages as m
 from ftx.protocol import proof
 from ftx.protocol.manifest import Kind
-from ftx.protocol.messages import Role
+from ftx.protocol.messages import Method, Role
 from ftx.storage import disk, scan
 from ftx.storage.scan import Odd
 from ftx.storage.source import Place
@@ -46,6 +47,7 @@ from ftx.transfer.actions import KEPT, Outcome
 from ftx.transfer.crew import Stop
 from ftx.transfer.feed import Feed, Item
 from ftx.transfer.plan import Plan
+from ftx.transfer.reach import Way, ways
 from ftx.transfer.send import Join, SendSession
 
 FIRST_WAIT_S = 0.2
@@ -90,6 +92,7 @@ class SendRun:
         self._stop = stop
         self._confirm = confirm
         self._known = KnownHosts(options.config_dir)
+        self._keys: dict[Method, bytes] = {}
         self._trust = Trust(known.name_of(options.host, options.port), anyone=options.accept_new)
         self._feed = Feed(iter(()))
         self._ended = _Totals()
@@ -101,6 +104,7 @@ class SendRun:
         self._moved_then = (0, 0)  # what had moved when it paused
         self._greeted = False  # ftx answered, whatever came of it
         self._warned = False
+        self._hidden = False  # the far side's port was out of reach, and that was said
 
     def run(self) -> events.Finished:
         """Send everything; the last event."""
@@ -136,7 +140,8 @@ class SendRun:
         text = str(error)
         if error.from_peer and not isinstance(error, Refused):
             text = f"the receiver says: {text}"
-        if isinstance(error, NetworkError) and not isinstance(error, UnknownHost) and not self._established:
+        started = self._options.ssh or self._established
+        if isinstance(error, NetworkError) and not isinstance(error, UnknownHost) and not started:
             return f"{text}. Is `ftx receive` running there, on this port?"
         if self._established and error.retry:
             return f"{text}. What has arrived is kept there. {AGAIN}"
@@ -148,8 +153,9 @@ class SendRun:
         if not lasting:
             where = f"{options.config_dir} ($FTX_CONFIG_DIR) cannot be written to"
             self._emit(events.Warn(f"{where}: a later run cannot go on with what this one leaves"))
-        self._keys = peers.keys(options.secret_file, listener=False)
-        self._trust = self._trust._replace(known=self._known.find(self._trust.name))
+        if not options.ssh:  # whom that starts has a key for this run alone
+            self._keys = peers.keys(options.secret_file, listener=False)
+            self._trust = self._trust._replace(known=self._known.find(self._trust.name))
         self._check_sources()
         places: list[Place] = []
         walk = scan.walk(self._paths, self._identity.tag_key, options.digest, places)
@@ -170,7 +176,7 @@ class SendRun:
             lanes=1,
             retry_for_s=int(options.retry_for_s),
             digest=options.digest,
-            folder=folder,
+            folder=b"" if options.ssh else folder,  # its far side was started in the folder
         )
         try:
             self._until_done(request)
@@ -253,30 +259,53 @@ class SendRun:
 
     def _session(self, request: m.Open) -> None:
         options = self._options
-        lane = Lane(dial.connect(options.host, options.port, options.timeout_s, self._stop.check), dialer=True)
-        lane.check = self._stop.check
-        try:
-            lane.deadline_s = time.monotonic() + options.timeout_s
-            met = handshake.dial(lane, self._identity, self._keys, self._trust, plain=options.plain)
+        with ExitStack() as stack:
+            way, lane, met = self._first_lane(stack)
             if met.unproven:
                 self._remember(met.public)
-            trust = self._trust._replace(known=met.public)  # each lane leads to the same
+            way = replace(way, trust=way.trust._replace(known=met.public))  # each lane leads to the same
             lane.deadline_s = time.monotonic() + options.timeout_s
             lanes = options.lanes or (1 if lane.round_trip_s < FAR_S else FAR_LANES)
-            request = request._replace(session=secrets.token_bytes(16), lanes=lanes)
+            request = request._replace(session=secrets.token_bytes(16), lanes=min(lanes, way.lanes))
             lane.order.opened(Role.SENDER)
             opened = handshake.open_session(lane, request, options.timeout_s)
             if not 1 <= opened.lanes <= request.lanes:
                 raise ProtocolError(f"{opened.lanes} lanes granted where {request.lanes} were asked for")
             lane.deadline_s = None
             self._established = True
-            there = f"{options.host}:{options.port}"
-            self._emit(events.SessionUp(request.session.hex(), there, lane.encrypted, opened.lanes))
+            up = events.SessionUp(request.session.hex(), way.name, lane.encrypted, opened.lanes, way.via)
+            self._emit(up)
 
             def join(number: int, check: Callable[[], None]) -> Lane:
-                return self._attach(request.session, number, trust, check)
+                return self._attach(request.session, number, way, check)
 
             self._transfer(lane, opened, join)
+
+    def _first_lane(self, stack: ExitStack) -> tuple[Way, Lane, Met]:
+        """The first lane by the best way that leads to the receiver, and nobody else; ``stack`` ends it."""
+        found = stack.enter_context(ways(self._options, self._keys, self._trust, self._stop.check))
+        *better, last = found
+        hidden = ""
+        for way in better:
+            try:
+                return way, *stack.enter_context(self._met(way))
+            except (NetworkError, ProtocolError, Refused) as error:
+                # It may be a firewall, or another machine of this address: ssh leads to the right one.
+                hidden = str(error) if isinstance(error, NetworkError) else f"{way.name}: {error}"
+        if hidden and not self._hidden:
+            self._hidden = True
+            where = f"the receiver's port on {self._options.host} cannot be reached"
+            self._emit(events.Warn(f"{where} ({hidden}); going over ssh itself, which is slower"))
+        return last, *stack.enter_context(self._met(last))
+
+    @contextmanager
+    def _met(self, way: Way) -> Iterator[tuple[Lane, Met]]:
+        """A first lane whose two ends have proven themselves."""
+        lane = Lane(way.connect(self._stop.check), dialer=True)
+        lane.check = self._stop.check
+        try:
+            lane.deadline_s = time.monotonic() + way.timeout_s
+            yield lane, handshake.dial(lane, self._identity, way.keys, way.trust, plain=way.plain)
         except ProtocolError as error:
             if not error.from_peer:
                 handshake.refuse(lane, error)
@@ -285,14 +314,13 @@ class SendRun:
             self._greeted = self._greeted or lane.greeted
             lane.close()
 
-    def _attach(self, session: bytes, number: int, trust: Trust, check: Callable[[], None]) -> Lane:
+    def _attach(self, session: bytes, number: int, way: Way, check: Callable[[], None]) -> Lane:
         """A further lane of a session."""
-        options = self._options
-        lane = Lane(dial.connect(options.host, options.port, options.timeout_s, check), dialer=True)
+        lane = Lane(way.connect(check), dialer=True)
         try:
             lane.check = check
-            lane.deadline_s = time.monotonic() + options.timeout_s
-            handshake.dial(lane, self._identity, self._keys, trust, plain=options.plain)
+            lane.deadline_s = time.monotonic() + self._options.timeout_s
+            handshake.dial(lane, self._identity, way.keys, way.trust, plain=way.plain)
             handshake.attach(lane, m.Attach(session, number), Role.SENDER)
             lane.deadline_s = lane.check = None
         except Refused as error:

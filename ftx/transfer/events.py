@@ -90,13 +90,17 @@ class Listening(Event):
 
 @dataclass(frozen=True, slots=True)
 class SessionUp(Event):
-    """A session stands. ``peer`` is an address; ``session`` is hexadecimal."""
+    """A session stands. ``peer`` is an address; ``session`` is hexadecimal.
+
+    ``via`` is ``"direct"``, or ``"ssh"`` where it goes through ssh itself.
+    """
 
     type: ClassVar[str] = "session"
     session: str
     peer: str
     encrypted: bool
     lanes: int
+    via: str = "direct"
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ from ftx.net.lane import Lane
 from ftx.net.listen import Listener
 from ftx.options import ReceiveOptions
 from ftx.protocol import messages as m
-from ftx.protocol.messages import Role
+from ftx.protocol.messages import Method, Role
 from ftx.storage import disk, paths, unfinished
 from ftx.storage.partial import PartialStore
 from ftx.transfer import events
@@ -104,11 +104,16 @@ class Receiver:
     Args:
         options: where to put them, from whom, and how.
         on_event: called for every event, from the thread that calls ``run``.
+        one_time_key: 32 random bytes, where it is started for one run of a sender: who proves them is let in, and
+            nobody else. What an earlier one like it has not let go of yet is waited for.
     """
 
-    def __init__(self, options: ReceiveOptions, *, on_event: events.OnEvent | None = None) -> None:
+    def __init__(
+        self, options: ReceiveOptions, *, on_event: events.OnEvent | None = None, one_time_key: bytes | None = None
+    ) -> None:
         self._options = options
         self._on_event = on_event
+        self._one_time_key = one_time_key
         self._events = events.Untold()
         self._lock = threading.Lock()
         self._strangers: dict[Lane, str] = {}  # and from where, the oldest first
@@ -157,18 +162,23 @@ class Receiver:
         self._identity, lasting = peers.identity(options.config_dir)
         if not lasting:
             where = f"{options.config_dir} ($FTX_CONFIG_DIR) cannot be written to"
-            if options.secret_file is None and not options.open:
+            if options.secret_file is None and not options.open and self._one_time_key is None:
                 raise UsageError(f"{where}: without a lasting key and without `--secret-file` it lets nobody in")
             self._emit(events.Warn(f"{where}: who trusts this receiver's key does not know it again"))
-        self._keys = peers.keys(options.secret_file, listener=True)
+        if self._one_time_key is not None:
+            self._keys = {Method.SSH: self._one_time_key}
+        else:
+            self._keys = peers.keys(options.secret_file, listener=True)
         self._credentials = None if options.plain else self._tls()
         with disk.destination_errors(os.fsencode(options.dir)):
             where = os.fspath(options.dir.absolute())
         root = paths.Root(options.dir)
-        self._store = PartialStore(root, options.reserve)
+        # The earlier one's connections may be silent for so long before it notices that they are dead.
+        patience_s = 0.0 if self._one_time_key is None else options.timeout_s + LEAVE_S
+        self._store = PartialStore(root, options.reserve, patience_s)
         listener = Listener(options.bind, options.port)
         accept = threading.Thread(
-            target=listener.accept, args=(self._connected, lambda: self._stopping), name="ftx-accept", daemon=True
+            target=listener.accept, args=(self.connected, lambda: self._stopping), name="ftx-accept", daemon=True
         )
         unfinished.clear_abandoned(root)
         expire = threading.Thread(target=self._expire, args=(paths.Root(options.dir),), name="ftx-expire", daemon=True)
@@ -225,7 +235,8 @@ class Receiver:
 
     # --- connections ---
 
-    def _connected(self, sock: socket.socket, address: str) -> None:
+    def connected(self, sock: socket.socket, address: str) -> None:
+        """Take a connection, which is the receiver's from here on; any thread, while it listens."""
         lane = Lane(sock, dialer=False)
         lane.deadline_s = time.monotonic() + m.HANDSHAKE_S
         with self._lock:

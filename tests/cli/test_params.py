@@ -17,7 +17,7 @@ from ftx.cli.params import Remote, parse_remote
 
 OPTIONS_OF_BOTH = ["--port", "--json", "--quiet", "-v", "--timeout", "--secret-file", "--version"]
 OPTIONS = {
-    "send": [*OPTIONS_OF_BOTH, "--retry-for", "--accept-new", "--lanes"],
+    "send": [*OPTIONS_OF_BOTH, "--retry-for", "--accept-new", "--lanes", "--ssh", "--rsh", "--remote-ftx"],
     "receive": [
         *OPTIONS_OF_BOTH,
         "--dir",

@@ -375,6 +375,8 @@ SAMPLES: dict[str, tuple[str, str, Any, Any]] = {
     "reserve": ("1K", "2kB", 1024, 2000),
     "expire": ("0.5", "3", 0.5, 3),
     "lanes": ("3", "4", 3, 4),
+    "rsh": ("rsh -l 'a b'", "ssh -p 22", ("rsh", "-l", "a b"), ("ssh", "-p", "22")),
+    "remote_ftx": ("/opt/ftx/bin/ftx", "~/b", "/opt/ftx/bin/ftx", "~/b"),
 }  # fmt: skip
 NOT_VARIABLES = {"version", "help"}
 
@@ -383,7 +385,7 @@ def _options(command: str) -> list[click.Option]:
     return [
         parameter
         for parameter in main.load(command).params
-        if isinstance(parameter, click.Option) and parameter.name not in NOT_VARIABLES
+        if isinstance(parameter, click.Option) and parameter.name not in NOT_VARIABLES and not parameter.hidden
     ]
 
 

@@ -78,6 +78,8 @@ def _listen(lane: Lane, keys: dict[Method, bytes], who: Identity = LISTENER, *, 
 
 
 SECRET = {Method.SECRET: KEY}
+SSH = {Method.SSH: KEY}
+STARTED = Trust("there", known=LISTENER.public)
 
 
 def test_a_key_on_both_sides(lanes: tuple[Lane, Lane]) -> None:
@@ -98,6 +100,41 @@ def test_g7_no_key_and_a_wrong_one(lanes: tuple[Lane, Lane], keys: dict[Method, 
     assert isinstance(refused, Refused) and not refused.from_peer
     assert isinstance(told, Refused) and told.from_peer
     assert str(told) == handshake.NOT_ALLOWED
+
+
+def test_a_one_time_key_that_came_over_ssh(lanes: tuple[Lane, Lane]) -> None:
+    met, (peer, _) = _both(lambda: _dial(lanes[0], SSH, STARTED), lambda: _listen(lanes[1], SSH))
+    assert met == Met(LISTENER.public, unproven=False)
+    assert peer == proof.peer_id(DIALER.public)
+
+
+@pytest.mark.parametrize("keys", [{}, SECRET, {Method.SSH: b"x" * 32}], ids=["none", "another method", "a wrong one"])
+@pytest.mark.parametrize("who", [STRANGER, LISTENER], ids=["a stranger", "the listener's own user"])
+def test_g7_a_far_side_lets_nobody_in_but_who_has_its_key(
+    lanes: tuple[Lane, Lane], keys: dict[Method, bytes], who: Identity
+) -> None:
+    told, refused = _both(lambda: _dial(lanes[0], keys, ANYONE, who), lambda: _listen(lanes[1], SSH, open_=True))
+    assert isinstance(refused, Refused) and not refused.from_peer
+    assert isinstance(told, Refused) and told.from_peer
+
+
+@pytest.mark.parametrize("keys", [{}, SSH], ids=["without the key", "with the key"])
+@pytest.mark.parametrize("who", [STRANGER, DIALER], ids=["a stranger", "the dialer's own user"])
+def test_g7_only_the_far_side_that_ssh_has_started(
+    lanes: tuple[Lane, Lane], keys: dict[Method, bytes], who: Identity
+) -> None:
+    """Not even this very user's receiver, nor one that has got at the key and shows another identity."""
+    told, _ = _both(
+        lambda: _dial(lanes[0], SSH, STARTED._replace(anyone=True), who=DIALER),
+        lambda: _listen(lanes[1], keys, who, open_=True),
+    )
+    assert isinstance(told, Refused) and "ssh has started" in str(told)
+
+
+def test_g7_the_far_side_must_prove_the_key_too(lanes: tuple[Lane, Lane]) -> None:
+    """It is the one that is on file, which does not count here."""
+    told, _ = _both(lambda: _dial(lanes[0], SSH, STARTED), lambda: _listen(lanes[1], {}, LISTENER, open_=True))
+    assert isinstance(told, Refused) and "ssh has started" in str(told)
 
 
 def test_g7_who_says_to_be_this_user_and_is_not(lanes: tuple[Lane, Lane]) -> None:

@@ -19,7 +19,7 @@ import xxhash
 from ftx import errors
 from ftx.net.identity import Identity, fingerprint
 from ftx.options import CommonOptions
-from ftx.protocol import codec, manifest, messages, proof, session
+from ftx.protocol import codec, manifest, messages, proof, session, ssh
 from ftx.protocol import messages as m
 from ftx.protocol.manifest import ZERO_TAG, ChunkDigests, DigestName, Grid, Kind
 from ftx.protocol.messages import Method, Role, SkipReason, Type
@@ -440,7 +440,7 @@ def test_numbers_with_names() -> None:
     for flags in (m.FolderFlags, m.ReceiptFlags):
         expected += [[flags.__name__, f"{v:#04x}", k] for k, v in vars(flags).items() if k.isupper()]
     assert [row[:3] for row in rows] == expected
-    assert len(rows) == 15
+    assert len(rows) == 16
 
 
 def test_limits() -> None:
@@ -449,7 +449,7 @@ def test_limits() -> None:
     assert len(found) == len(rows)
     constants = {
         name: value
-        for module in (messages, manifest)
+        for module in (messages, manifest, ssh)
         for name, value in vars(module).items()
         if name.isupper() and isinstance(value, int) and name not in ("KIB", "MIB")
     }
@@ -588,6 +588,14 @@ def test_frame_vector(type_: Type) -> None:
 
 def test_the_fingerprint_in_the_text() -> None:
     assert f"`{fingerprint(DIALER.public)}`" in section("Keys")
+
+
+def test_the_lines_over_ssh() -> None:
+    answer = ssh.Answer(40123, fingerprint(DIALER.public), KEY, "192.0.2.7")
+    request, served, failed = (line.encode() for line in blocks(section("Started over ssh"), "ssh"))
+    assert request == ssh.encode_request(ssh.Request(b"backup/photos", 30.0))
+    assert b"\n" + served == ssh.encode_answer(answer)
+    assert b"\n" + failed == ssh.encode_failure(7, "/srv/in: Permission denied")
 
 
 def test_value_vectors() -> None:

@@ -580,6 +580,18 @@ def test_another_process_has_it(root: Root, store: PartialStore) -> None:
     assert held_by_the_next_process(root) == [(0, 1)]
 
 
+def test_g2_another_process_is_waited_for_by_one_that_is_patient(root: Root, store: PartialStore) -> None:
+    first = store.open(PEER, entry(), XXH3)
+    write(first, 0)
+    patient = PartialStore(root, reserve=0, patience_s=20)
+    release = threading.Timer(0.6, store.release, [first], {"committed": False})
+    release.start()
+    again = patient.open(PEER, entry(), XXH3)
+    assert list(again.held) == [(0, 1)]
+    patient.release(again, committed=False)
+    release.join()
+
+
 def test_a_killed_process_lets_go(root: Root) -> None:
     theirs, ours = os.pipe()
     pid = os.fork()
