@@ -36,6 +36,7 @@ CHECKS = SendOptions.CHECKS
     help="Connections to use, 1 to 64; the receiver may grant fewer.  [default: chosen by the distance]",
 )
 @click.option("--accept-new", is_flag=True, help="Trust a receiver on first contact, and remember its key.")
+@params.code_option
 def send(
     paths: tuple[str, ...],
     remote: Remote,
@@ -48,6 +49,7 @@ def send(
     retry_for: float,
     lanes: int | None,
     accept_new: bool,
+    code_fd: int | None,
 ) -> int:
     """Send files and folders to a machine that runs `ftx receive`.
 
@@ -62,8 +64,9 @@ def send(
       ftx send big.iso nas:images --secret-file key
       ftx send big.iso "[fd00::7]" --port 9000
 
-    If it is interrupted, run the same command again: it resumes. Every option can also be a variable of the
-    environment: FTX_SEND_PORT=9000 is --port 9000.
+    A receiver that does not know this machine lets it in with a pairing code, from --code-fd, from $FTX_CODE, or asked
+    for on a terminal; once is enough. If it is interrupted, run the same command again: it resumes. Every option can
+    also be a variable of the environment: FTX_SEND_PORT=9000 is --port 9000.
     """
     # Here and not above: help and wrong usage need none of it.
     from ftx import api
@@ -91,7 +94,8 @@ def send(
     def work(stop: Stop) -> api.Finished:
         folder = f", folder {printable(remote.folder)}" if remote.folder else ""
         report.say(f"sending {name} to {printable(remote.host)}{folder}, port {port}")
-        return api.send(paths, options, on_event=report, stop=stop, confirm=confirm_open)
+        code = process.pairing_code(remote.host, code_fd)
+        return api.send(paths, options, on_event=report, stop=stop, confirm=confirm_open, code=code)
 
     return process.run(report, work)
 
