@@ -375,6 +375,7 @@ SAMPLES: dict[str, tuple[str, str, Any, Any]] = {
     "reserve": ("1K", "2kB", 1024, 2000),
     "expire": ("0.5", "3", 0.5, 3),
     "lanes": ("3", "4", 3, 4),
+    "code_fd": ("3", "4", 3, 4),
 }  # fmt: skip
 NOT_VARIABLES = {"version", "help"}
 

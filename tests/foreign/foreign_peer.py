@@ -463,7 +463,7 @@ def greet_as_listener(lane, private, secret, is_open, versions):
     method, mac = KNOWN if hello["identity"] == public_of(private) else OPEN, bytes(32)
     if any(hmac.compare_digest(right, one) for one in macs):
         method, mac = SECRET, mac_of(secret, b"listener", SECRET, transcript)
-    require(method != OPEN or is_open, "not allowed in", 64)
+    require(method != OPEN or is_open, "not allowed in", 66)
     signature = signature_of(private, b"listener", transcript)
     lane.say("PROOF", signature=signature, proofs=[{"method": method, "mac": mac}], tlvs=[])
     _, fields, _ = lane.hear({"OPEN", "PING"}, deadline=deadline)
