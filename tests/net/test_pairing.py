@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import hmac
 import json
@@ -196,6 +197,17 @@ def test_g7_processes_count_together(codes: Codes, what: str, most: int) -> None
     found.close()
 
 
+def test_g7_who_counts_waits_for_the_others(codes: Codes) -> None:
+    code, begun = codes.make(), threading.Event()
+    thread = threading.Thread(target=lambda: (codes.begin(), begun.set()))
+    with codes.path.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        thread.start()
+        assert not begun.wait(0.2)
+    thread.join()
+    assert json.loads(codes.path.read_bytes())[:3:2] == [code, 1]
+
+
 # --- SPAKE2 --------------------------------------------------------------------------------------------
 
 P = 2**255 - 19
@@ -246,14 +258,30 @@ def _sha(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
+def _vector(name: str) -> bytes:
+    """A value of the document's test vectors."""
+    text = (Path(__file__).parents[2] / "protocol.md").read_text("utf-8")
+    (found,) = re.findall(rf"^{name}:\n  ([0-9a-f]{{64}})$", text, re.MULTILINE)
+    return bytes.fromhex(found)
+
+
 BASE = _decoded(bytes([0x58]) + b"\x66" * 31)
-M, N = (
-    _decoded(bytes.fromhex(text))
-    for text in (
-        "15cfd18e385952982b6a8f8c7854963b58e34388c8e6dae891db756481a02312",
-        "f04f2e7eb734b2a8f8b472eaf9c3c632576ac64aea650b496a8a20ff00e583c3",
-    )
-)
+M, N = (_decoded(_vector(f"{name} of the pairing")) for name in "MN")
+
+
+def _key(*elements_and_shared: bytes) -> bytes:
+    parts = (_sha(CODE.encode()), _sha(b"ftx/1 dialer"), _sha(b"ftx/1 listener"), *elements_and_shared)
+    return _sha(b"".join(parts))
+
+
+def test_g12_the_documents_vectors_are_what_its_formulas_say() -> None:
+    x, y = (int.from_bytes(bytes(range(first, first + 32)), "big") for first in (0, 1))
+    w = _number(CODE.encode())
+    assert w == int.from_bytes(_vector("number of the code"), "big")
+    ours, theirs = (_plus(_times(n, BASE), _times(w, point)) for n, point in ((x, M), (y, N)))
+    assert _encoded(ours) == _vector("element of the dialer")
+    assert _encoded(theirs) == _vector("element of the listener")
+    assert _key(_encoded(ours), _encoded(theirs), _encoded(_times(x * y, BASE))) == _vector("key of the pairing")
 
 
 def test_g12_the_document_says_enough_to_be_the_other_side() -> None:
@@ -262,8 +290,7 @@ def test_g12_the_document_says_enough_to_be_the_other_side() -> None:
     element = _encoded(_plus(_times(x, BASE), _times(w, M)))
     listener = Exchange(Side.LISTENER, CODE)
     shared = _encoded(_times(x, _plus(_decoded(listener.element), _times(L - w, N))))
-    parts = (_sha(CODE.encode()), _sha(b"ftx/1 dialer"), _sha(b"ftx/1 listener"), element, listener.element, shared)
-    assert listener.key(element) == _sha(b"".join(parts))
+    assert listener.key(element) == _key(element, listener.element, shared)
 
 
 def test_g7_another_code_is_another_key() -> None:
