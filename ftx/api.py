@@ -6,14 +6,16 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ftx.options import Exists, ReceiveOptions, SendOptions, checked, sources
+from ftx.options import Exists, InviteOptions, PairOptions, ReceiveOptions, SendOptions, checked, sources
 from ftx.transfer.crew import Stop
 from ftx.transfer.events import (
+    Code,
     EntryEnded,
     Event,
     Finished,
     Listening,
     OnEvent,
+    Paired,
     Paused,
     Progress,
     Resumed,
@@ -28,12 +30,16 @@ if TYPE_CHECKING:
     from ftx.transfer.registry import Receiver
 
 __all__ = [
+    "Code",
     "EntryEnded",
     "Event",
     "Exists",
     "Finished",
+    "InviteOptions",
     "Listening",
     "OnEvent",
+    "PairOptions",
+    "Paired",
     "Paused",
     "Progress",
     "ReceiveOptions",
@@ -46,6 +52,8 @@ __all__ = [
     "Start",
     "Stop",
     "Warn",
+    "invite",
+    "pair",
     "send",
 ]
 
@@ -57,6 +65,7 @@ def send(
     on_event: OnEvent | None = None,
     stop: Stop | None = None,
     confirm: Callable[[str, str], bool] | None = None,
+    code: str | Callable[[], str | None] | None = None,
 ) -> Finished:
     """Send files and folders to a receiver and wait until they are committed.
 
@@ -68,6 +77,9 @@ def send(
         confirm: asked, with the host's name and the receiver's fingerprint, whether to send to a receiver of which
             nothing proves that it is the one that is meant, and which is remembered then; without it
             only ``options.accept_new`` counts.
+        code: a pairing code, which is used where nothing else lets this side in or proves the receiver; neither
+            ``confirm`` nor ``options.accept_new`` counts then. Or who is asked for one where nothing else lets it in,
+            and again if it was wrong; None or "" from it: there is none.
 
     Returns:
         The last event. ``code`` is 0 if everything is committed; nothing is raised for a transfer that fails.
@@ -77,7 +89,38 @@ def send(
     """
     from ftx.transfer import dialer  # here, and the receiver below: neither side loads the other's
 
-    return dialer.run(checked("paths", sources, paths), options, on_event or _ignore, stop or Stop(), confirm)
+    return dialer.run(checked("paths", sources, paths), options, on_event or _ignore, stop or Stop(), confirm, code)
+
+
+def pair(
+    options: PairOptions,
+    code: str | Callable[[], str | None],
+    *,
+    on_event: OnEvent | None = None,
+    stop: Stop | None = None,
+) -> Finished:
+    """Pair with a receiver by a code that is shown beside it: each knows the other's key from then on.
+
+    Args:
+        code: the code; or who is asked for one, and again if it was wrong.
+
+    Returns:
+        The last event. ``code`` is 0 if they are paired.
+    """
+    from ftx.transfer import pairing
+
+    return pairing.pair(options, code, on_event or _ignore, stop or Stop())
+
+
+def invite(options: InviteOptions, *, on_event: OnEvent | None = None, stop: Stop | None = None) -> Finished:
+    """Make a pairing code for the receivers of this user, tell it in ``Code``, and wait until somebody came with it.
+
+    Returns:
+        The last event. ``code`` is 0 if somebody was paired.
+    """
+    from ftx.transfer import pairing
+
+    return pairing.invite(options, on_event or _ignore, stop or Stop())
 
 
 def __getattr__(name: str) -> Any:

@@ -197,6 +197,18 @@ class Superseded(Refused):
     wire = 65
 
 
+class NotPaired(Refused):
+    """The receiver does not know this sender, which has proven no credential either."""
+
+    wire = 66
+
+
+class WrongCode(Refused):
+    """The pairing code is another one, was used already, or has run out."""
+
+    wire = 67
+
+
 class SomeFailed(FtxError):
     """Finished, but some entries failed; each was reported."""
 

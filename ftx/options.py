@@ -72,6 +72,14 @@ def text(value: Any) -> str:
     return value
 
 
+def peer_name(value: Any) -> str:
+    """What a peer is called: one word, or empty for none."""
+    name = text(value) if value != "" else ""
+    if not name.isprintable() or " " in name or name.startswith("#") or len(name) > 64:
+        raise ValueError(f"{value!r} is no name for a peer: one word of at most 64 characters")
+    return name
+
+
 def path(value: Any) -> Path:
     """A path, as str, bytes or PathLike."""
     return Path(text(os.fsdecode(os.fsencode(value))))
@@ -168,8 +176,23 @@ def checked(name: str, check: Check, value: Any) -> Any:
         raise kind(f"{name}: {error}") from None
 
 
+class _Checked:
+    """Options that are checked, each by its name, when they are made."""
+
+    __slots__ = ()
+    CHECKS: ClassVar[Mapping[str, Check]]
+
+    def checks(self) -> Mapping[str, Check]:
+        """What each option may be."""
+        return self.CHECKS
+
+    def __post_init__(self) -> None:
+        for name, check in self.checks().items():
+            object.__setattr__(self, name, checked(name, check, getattr(self, name)))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CommonOptions:
+class CommonOptions(_Checked):
     """What both sides are told.
 
     Raises:
@@ -200,14 +223,6 @@ class CommonOptions:
         "plain": truth,
         "tell_all": truth,
     }
-
-    def checks(self) -> Mapping[str, Check]:
-        """What each option may be."""
-        return self.CHECKS
-
-    def __post_init__(self) -> None:
-        for name, check in self.checks().items():
-            object.__setattr__(self, name, checked(name, check, getattr(self, name)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,6 +295,7 @@ class ReceiveOptions(CommonOptions):
         fsync: wait for the disk before a receipt is given.
         reserve: bytes of free space to leave on the disk.
         expire_s: what nobody has touched for so many seconds, and was not finished, is removed.
+        show_code: show a pairing code (events ``Code``), and a new one when it is over.
     """
 
     dir: Path = field(default_factory=Path)
@@ -290,6 +306,7 @@ class ReceiveOptions(CommonOptions):
     fsync: bool = True
     reserve: int = 256 * 1024 * 1024
     expire_s: float = 7 * 86_400.0
+    show_code: bool = False
 
     CHECKS: ClassVar[Mapping[str, Check]] = {
         **CommonOptions.CHECKS,
@@ -301,9 +318,44 @@ class ReceiveOptions(CommonOptions):
         "fsync": truth,
         "reserve": number(0, 2**63 - 1, " bytes", whole=True),
         "expire_s": number(0.001, 36_500 * 86_400, " seconds"),
+        "show_code": truth,
     }
 
     @property
     def policy(self) -> Exists:
         """What ``exists`` comes to."""
         return self.exists or (Exists.RENAME if self.open else Exists.REPLACE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairOptions(_Checked):
+    """What a sender that only pairs is told: where, as ``SendOptions`` says.
+
+    Raises:
+        TypeError, ValueError: an option's value cannot mean anything; the message begins with the option's name.
+    """
+
+    host: str
+    port: int = DEFAULT_PORT
+    timeout_s: float = 30.0
+    config_dir: Path = field(default_factory=config_dir)
+    plain: bool = False
+
+    CHECKS: ClassVar[Mapping[str, Check]] = {
+        name: SendOptions.CHECKS[name] for name in ("host", "port", "timeout_s", "config_dir", "plain")
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InviteOptions(_Checked):
+    """What is told to whoever shows a pairing code for the receivers of this user.
+
+    Attributes:
+        name: what to file the one under who comes with the code; empty: its address.
+        config_dir: that of the receiver.
+    """
+
+    name: str = ""
+    config_dir: Path = field(default_factory=config_dir)
+
+    CHECKS: ClassVar[Mapping[str, Check]] = {"name": peer_name, "config_dir": path}

@@ -19,6 +19,7 @@ from click.core import ParameterSource
 COMMANDS = {
     "receive": "Wait for senders and take what they send.",
     "send": "Send files and folders to a machine that runs `ftx receive`.",
+    "pair": "Let a sender in by a code, once and for all.",
     "demo": "Show a kill and a resume on this machine.",
     "status": "Show what is unfinished below a destination.",
 }

@@ -123,6 +123,43 @@ verbose_option = click.option(
 )
 
 
+code_option = click.option(
+    "--code-fd",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Read the pairing code from this descriptor.  [default: $FTX_CODE, else asked for]",
+)
+
+
+def port_option(check: Check, port_help: str) -> Callable[[F], F]:
+    """``--port``."""
+    return click.option(
+        "--port",
+        type=int,
+        default=DEFAULT_PORT,
+        callback=checked(check),
+        metavar="N",
+        show_default=True,
+        help=port_help,
+    )
+
+
+def timeout_option(check: Check) -> Callable[[F], F]:
+    """``--timeout``."""
+    return click.option(
+        "--timeout",
+        type=float,
+        default=30,
+        callback=checked(check),
+        metavar="SECONDS",
+        show_default=True,
+        help="A connection that is silent for so long is dead.",
+    )
+
+
+plain_option = click.option("--plain", is_flag=True, help="Do not encrypt; both sides must say so.")
+
+
 def options_of_both(checks: Mapping[str, Check], port_help: str) -> Callable[[F], F]:
     """The options that sender and receiver share, as one decorator.
 
@@ -131,24 +168,8 @@ def options_of_both(checks: Mapping[str, Check], port_help: str) -> Callable[[F]
         port_help: help of ``--port``.
     """
     options = [
-        click.option(
-            "--port",
-            type=int,
-            default=DEFAULT_PORT,
-            callback=checked(checks["port"]),
-            metavar="N",
-            show_default=True,
-            help=port_help,
-        ),
-        click.option(
-            "--timeout",
-            type=float,
-            default=30,
-            callback=checked(checks["timeout_s"]),
-            metavar="SECONDS",
-            show_default=True,
-            help="A connection that is silent for so long is dead.",
-        ),
+        port_option(checks["port"], port_help),
+        timeout_option(checks["timeout_s"]),
         click.option(
             "--secret-file",
             type=click.Path(),
@@ -156,7 +177,7 @@ def options_of_both(checks: Mapping[str, Check], port_help: str) -> Callable[[F]
             callback=checked(checks["secret_file"]),
             help="A key that both sides share; `ftx receive` makes a missing one.",
         ),
-        click.option("--plain", is_flag=True, help="Do not encrypt; both sides must say so."),
+        plain_option,
         click.option("--json", is_flag=True, help="One JSON object a line on standard output."),
         click.option("--quiet", is_flag=True, help="No progress; errors only."),
         verbose_option,

@@ -19,7 +19,7 @@ from types import FrameType
 
 from ftx.cli.main import BUG
 from ftx.cli.report import Output, Report, printable
-from ftx.errors import FtxError, Interrupted
+from ftx.errors import FtxError, Interrupted, UsageError
 from ftx.transfer.crew import Stop
 from ftx.transfer.events import Finished
 
@@ -27,6 +27,9 @@ from ftx.transfer.events import Finished
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: How long a thread that only computes keeps the others waiting: those of its own session, and those of others.
 ALONE_S, SHARED_S = 0.005, 0.0005
+
+#: Characters of a line that may be a pairing code.
+MAX_CODE = 256
 
 log = logging.getLogger("ftx.cli")
 
@@ -108,15 +111,28 @@ def share(sessions: int) -> None:
 
 
 def ask(question: str) -> bool:
-    """Put a yes-or-no question on standard error; False unless a person at a terminal answers yes.
+    """Put a yes-or-no question on standard error; False unless a person at a terminal answers yes. See ``ask_line``."""
+    return ask_line(f"{question} [y/N]: ").lower() in ("y", "yes")
+
+
+def somebody_there() -> bool:
+    """Whether a person can be asked."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def ask_line(question: str) -> str:
+    """Put a question on standard error; the line that a person at a terminal answers, without the space around it.
 
     Main thread only.
+
+    Returns:
+        "" if nobody is there.
 
     Raises:
         Interrupted: SIGINT or SIGTERM came instead of an answer.
     """
-    if sys.stdin is None or not sys.stdin.isatty():
-        return False
+    if not somebody_there():
+        return ""
 
     def give_up(number: int, _frame: FrameType | None) -> None:
         # A handler that returns, as the one of signals_stop, would not end the reading of the answer.
@@ -126,12 +142,34 @@ def ask(question: str) -> bool:
     before = {number: signal.signal(number, give_up) for number in _taken()}
     try:
         # Not input(): it writes to standard output, which belongs to --json.
-        out.write(f"{question} [y/N]: ")
+        out.write(question)
         answer = sys.stdin.readline()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return answer.strip().lower() in ("y", "yes")
+    return answer.strip()
+
+
+def pairing_code(host: str, descriptor: int | None) -> str | Callable[[], str] | None:
+    """The code to pair with ``host``: a line of a descriptor, ``$FTX_CODE``, or who asks for it; None: none of them.
+
+    Raises:
+        UsageError: the descriptor gives none.
+    """
+    if descriptor is not None:
+        try:
+            with os.fdopen(descriptor, encoding="utf-8", errors="replace", closefd=False) as file:
+                code = file.readline(MAX_CODE).strip()
+        except OSError as error:
+            raise UsageError(f"--code-fd {descriptor}: {error.strerror}") from error
+        if not code:
+            raise UsageError(f"--code-fd {descriptor}: there is no code")
+        return code
+    if code := os.environ.get("FTX_CODE", "").strip():
+        return code
+    if not somebody_there():
+        return None
+    return lambda: ask_line(f"The pairing code that is shown on {printable(host)}: ")
 
 
 class _OneLine(logging.Formatter):

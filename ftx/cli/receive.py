@@ -92,9 +92,10 @@ def receive(
       ftx receive --dir /srv/incoming --open --once
       ftx receive --bind 127.0.0.1 --port 0 --json
 
-    The same user on this machine may always send; everyone else needs the key in --secret-file, or --open. Sizes:
-    K, M, G, T are powers of 1024, as are KiB, MiB …; kB, MB … powers of 1000. Every option can also be a variable
-    of the environment: FTX_RECEIVE_PORT=9000 is --port 9000.
+    The same user on this machine may always send. Everyone else is paired once, by a code that is shown here on a
+    terminal, or by `ftx pair`; or needs the key in --secret-file, or --open. Sizes: K, M, G, T are powers of 1024, as
+    are KiB, MiB …; kB, MB … powers of 1000. Every option can also be a variable of the environment:
+    FTX_RECEIVE_PORT=9000 is --port 9000.
     """
     if over_ssh:
         return _over_ssh()
@@ -124,6 +125,8 @@ def receive(
         fsync=not no_fsync,
         reserve=reserve,
         expire_s=expire * DAY_S,
+        # Who gave another credential tells people to use that one.
+        show_code=report.on_terminal and not (json or quiet or open or secret_file),
         tell_all=json or verbose > 0,
     )
 
@@ -161,27 +164,26 @@ def _over_ssh() -> int:
 
 def invitation(event: Listening, options: ReceiveOptions) -> list[str]:
     """What a person has to know who now goes to the other machine."""
-    if not options.open and options.secret_file is None:
-        return [
-            "only you on this machine may send so far; to let others in, start with --secret-file FILE "
-            "(the same file on both sides), or with --open"
-        ]
     host, port = event.addresses[0]
     listened = ipaddress.ip_address(host.partition("%")[0])
     where = "on this machine" if listened.is_loopback else "on the other machine"
     if listened.is_unspecified:
         host = own_address()
-    words = ["ftx", "send", "FILE", f"[{host}]" if ":" in host else host]
-    if port != DEFAULT_PORT:
-        words += ["--port", str(port)]
-    if options.plain:
-        words.append("--plain")
+    more = ["--plain"] if options.plain else []
     if options.secret_file is not None:
-        words += ["--secret-file", options.secret_file.name]
-    lines = [f"{where}: {shlex.join(words)}"]
+        more += ["--secret-file", options.secret_file.name]
+    lines = [f"{where}: {line_to_type(host, port, *more)}"]
     if options.open:  # a sender is asked whether it trusts this one
         lines.append(f"this receiver's fingerprint: {event.fingerprint}")
     return lines
+
+
+def line_to_type(host: str, port: int, *more: str) -> str:
+    """What to type to send a file to a receiver here."""
+    words = ["ftx", "send", "FILE", f"[{host}]" if ":" in host else host]
+    if port != DEFAULT_PORT:
+        words += ["--port", str(port)]
+    return shlex.join([*words, *more])
 
 
 def own_address() -> str:

@@ -20,10 +20,13 @@ from typing import Any, TextIO
 
 from ftx.cli.main import BUG
 from ftx.transfer.events import (
+    Code,
     EntryEnded,
     Event,
     Finished,
     Listening,
+    Paired,
+    PairFinished,
     Paused,
     Progress,
     Resumed,
@@ -355,6 +358,12 @@ class Report:
             case Listening():
                 where = ", ".join(address(host, port) for host, port in event.addresses)
                 self.say(f"listening on {where}; files go to {printable(event.dir)}")
+            case Code():
+                why = f" ({event.reason})" if event.reason else ""
+                self.say(f"pairing code, good once and for {event.valid_s // 60} minutes{why}: {event.code}")
+            case Paired():
+                name = f"{printable(event.name)} ({printable(event.address)})"
+                self.say(f"paired: {name} has the fingerprint {event.fingerprint}")
             case SessionUp():
                 self._session_up(event)
             case Progress():
@@ -437,7 +446,7 @@ class Report:
     def _finish(self, event: Finished) -> None:
         self.finished = True
         self._display.close()
-        if event.code == 0 or event.files or event.failed or event.bytes_sent:
+        if not isinstance(event, PairFinished) and (event.code == 0 or event.files or event.failed or event.bytes_sent):
             self.say(summary(event, "received" if self._receiving else "sent"))
         if event.code != 0:
             bug = f": {BUG}" if event.code == 1 and BUG not in event.message else ""

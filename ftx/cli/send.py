@@ -62,6 +62,7 @@ def _remote(context: click.Context, parameter: click.Parameter, text: Any) -> An
     show_default=True,
     help="With --ssh: the program ftx there.",
 )
+@params.code_option
 @click.pass_context
 def send(
     context: click.Context,
@@ -80,6 +81,7 @@ def send(
     ssh: bool,
     rsh: tuple[str, ...] | None,
     remote_ftx: str,
+    code_fd: int | None,
 ) -> int:
     """Send files and folders to a machine that runs `ftx receive`.
 
@@ -98,8 +100,9 @@ def send(
       ftx send big.iso "[fd00::7]" --port 9000
       ftx send --ssh photos me@nas:backup
 
-    If it is interrupted, run the same command again: it resumes. Every option can also be a variable of the
-    environment: FTX_SEND_PORT=9000 is --port 9000.
+    A receiver that does not know this machine lets it in with a pairing code, from --code-fd, from $FTX_CODE, or asked
+    for on a terminal; once is enough. If it is interrupted, run the same command again: it resumes. Every option can
+    also be a variable of the environment: FTX_SEND_PORT=9000 is --port 9000.
     """
     over_ssh = ssh or rsh is not None
     for name in NOT_OVER_SSH if over_ssh else ():
@@ -137,7 +140,8 @@ def send(
         folder = f", folder {printable(remote.folder)}" if remote.folder else ""
         way = "over ssh" if over_ssh else f"port {port}"
         report.say(f"sending {name} to {printable(remote.host)}{folder}, {way}")
-        return api.send(paths, options, on_event=report, stop=stop, confirm=confirm_open)
+        code = process.pairing_code(remote.host, code_fd)
+        return api.send(paths, options, on_event=report, stop=stop, confirm=confirm_open, code=code)
 
     return process.run(report, work)
 

@@ -2,18 +2,32 @@
 
 G7: nobody gets in without a key, unless the receiver was started with ``--open``; and the dialer says no name
 before the listener has proven that it is the one meant, or the dialer's user took it without a proof.
+
+A connection that pairs is for nothing else: HELLOs, what each makes of the code, proofs of it, and the end.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from ftx.errors import FtxError, NetworkError, ProtocolError, Refused, Unproven, VersionMismatch, from_wire
+from ftx.errors import (
+    FtxError,
+    NetworkError,
+    NotPaired,
+    ProtocolError,
+    Refused,
+    Unproven,
+    Unsupported,
+    VersionMismatch,
+    WrongCode,
+    from_wire,
+)
 from ftx.net.identity import Identity, fingerprint, signed_by
 from ftx.net.lane import Lane
+from ftx.net.pairing import WRONG_CODE, Exchange, Pairing
 from ftx.protocol import messages as m
 from ftx.protocol import proof
 from ftx.protocol.messages import Method
@@ -31,8 +45,8 @@ NOT_FTX = b"This port speaks ftx, a file-transfer protocol, and nothing else.\r\
 
 #: What a refused stranger and the person who started it read. One text, so that nothing tells them apart.
 NOT_ALLOWED = (
-    "not allowed in. Give both sides the same `--secret-file FILE`, or start the receiver with `--open` "
-    "to take files from anyone who can reach it"
+    "not allowed in. Pair the two: `ftx pair` on the receiver's machine shows a code for it. Or give both sides the "
+    "same `--secret-file FILE`, or start the receiver with `--open` to take files from anyone who can reach it"
 )
 
 
@@ -104,9 +118,45 @@ def dial(lane: Lane, identity: Identity, keys: Mapping[Method, bytes], trust: Tr
         plain: without TLS, as its user said.
 
     Raises:
-        Refused: the listener does not let us in, or is not the one that is meant.
+        NotPaired: the listener does not know us.
+        Refused: it does not let us in, or is not the one that is meant.
         Unproven: nothing says whether it is, and that was not accepted.
     """
+    hello, transcript = _call(lane, identity, plain=plain)
+    lane.send(m.Proof(identity.sign(proof.signed(Side.DIALER, transcript)), proof.prove(keys, transcript)))
+    lane.send_grease()
+    item = _answer(lane, hello, transcript)
+    credential = item.method not in (Method.OPEN, Method.KNOWN)
+    if credential and proof.confirmed(keys, item, transcript) is None:
+        raise Refused("the receiver could not prove that it holds the key; it is not the one you mean")
+    return _met(hello.identity, identity, keys, trust, credential=credential)
+
+
+def pair(lane: Lane, identity: Identity, code: str, *, plain: bool) -> bytes:
+    """The dialer's half of a pairing: the listener's public key. Then nothing more is said on this lane.
+
+    Args:
+        code: normalised.
+        plain: without TLS, as its user said.
+
+    Raises:
+        WrongCode: it is not the listener's.
+        Refused: the listener does not have it, so it is not the one that is meant.
+    """
+    hello, transcript = _call(lane, identity, plain=plain)
+    exchange = Exchange(Side.DIALER, code)
+    lane.send(m.Pair(exchange.element))
+    theirs, _ = _expect(lane, m.Pair)
+    assert isinstance(theirs, m.Pair)
+    keys = {Method.PAIRED: exchange.key(theirs.element)}
+    lane.send(m.Proof(identity.sign(proof.signed(Side.DIALER, transcript)), proof.prove(keys, transcript)))
+    if proof.confirmed(keys, _answer(lane, hello, transcript), transcript) is None:
+        raise Refused("the receiver could not prove that it has the pairing code; it is not the one you mean")
+    return hello.identity
+
+
+def _call(lane: Lane, identity: Identity, *, plain: bool) -> tuple[m.Hello, bytes]:
+    """The dialer's HELLO and the listener's, and the transcript of both."""
     if not plain:
         from ftx.net import tls  # here: a plain run needs none of it
 
@@ -115,20 +165,18 @@ def dial(lane: Lane, identity: Identity, keys: Mapping[Method, bytes], trust: Tr
     hello, their_frame = _expect(lane, m.Hello)
     _check_version(hello)
     assert isinstance(hello, m.Hello)
-    transcript = _transcript(lane, hello_frame, their_frame)
-    lane.send(m.Proof(identity.sign(proof.signed(Side.DIALER, transcript)), proof.prove(keys, transcript)))
-    lane.send_grease()
+    return hello, _transcript(lane, hello_frame, their_frame)
+
+
+def _answer(lane: Lane, hello: m.Hello, transcript: bytes) -> m.ProofItem:
+    """The one item of the listener's PROOF; its signature holds."""
     answer, _ = _expect(lane, m.Proof)
     assert isinstance(answer, m.Proof)
     if len(answer.proofs) != 1:
         raise ProtocolError(f"{len(answer.proofs)} proofs from a listener, which gives one")
     if not signed_by(hello.identity, answer.signature, proof.signed(Side.LISTENER, transcript)):
         raise Refused("the receiver could not prove that it holds the key that it shows")
-    item = answer.proofs[0]
-    credential = item.method not in (Method.OPEN, Method.KNOWN)
-    if credential and proof.confirmed(keys, item, transcript) is None:
-        raise Refused("the receiver could not prove that it holds the key; it is not the one you mean")
-    return _met(hello.identity, identity, keys, trust, credential=credential)
+    return answer.proofs[0]
 
 
 def _met(public: bytes, own: Identity, keys: Mapping[Method, bytes], trust: Trust, *, credential: bool) -> Met:
@@ -179,18 +227,35 @@ def _transcript(lane: Lane, dialer_hello: bytes, listener_hello: bytes) -> bytes
     return proof.transcript(dialer_hello, listener_hello, encrypted=lane.encrypted, fingerprint=lane.fingerprint)
 
 
+def _nobody(_public: bytes) -> bool:
+    return False
+
+
 def listen(
-    lane: Lane, identity: Identity, keys: Mapping[Method, bytes], credentials: Credentials | None, *, open_: bool
-) -> tuple[bytes, m.Open | m.Attach]:
-    """The listener's half, up to and with the dialer's OPEN or ATTACH: its peer id, and that.
+    lane: Lane,
+    identity: Identity,
+    keys: Mapping[Method, bytes],
+    credentials: Credentials | None,
+    *,
+    open_: bool,
+    known: Callable[[bytes], bool] = _nobody,
+    pairing: Pairing | None = None,
+    address: str = "",
+) -> tuple[bytes, m.Open | m.Attach] | None:
+    """The listener's half, up to and with the dialer's OPEN or ATTACH: its peer id, and that; None: it was paired.
 
     ``lane.deadline_s`` limits it.
 
     Args:
         credentials: for TLS; None: without TLS, as its user said.
+        known: whether the dialer with this public key may come in.
+        pairing: None: this listener does not pair.
+        address: the dialer's.
 
     Raises:
-        Refused: it is not whom it says, or nothing lets it in.
+        NotPaired: nothing lets it in.
+        WrongCode: it has not proven that it has the pairing code.
+        Refused: it is not whom it says.
         NotFtx, ProtocolError, NetworkError: as the bytes are.
     """
     begins_tls = lane.first_byte() == TLS
@@ -204,28 +269,65 @@ def listen(
         raise Refused(PLAIN_THERE)
     our_frame = lane.send(_hello(identity))
     _check_version(hello)
-    theirs, _ = _expect(lane, m.Proof)
-    assert isinstance(hello, m.Hello) and isinstance(theirs, m.Proof)
+    theirs, _ = _expect(lane, m.Proof, m.Pair)
+    assert isinstance(hello, m.Hello)
     transcript = _transcript(lane, their_frame, our_frame)
-    if not signed_by(hello.identity, theirs.signature, proof.signed(Side.DIALER, transcript)):
-        raise Refused("it could not prove that it holds the key that it shows")
+    if isinstance(theirs, m.Pair):
+        if pairing is None:
+            raise Unsupported("this receiver does not pair")
+        _let_pair(lane, identity, hello, transcript, theirs, pairing, address)
+        return None
+    assert isinstance(theirs, m.Proof)
+    _check_signature(hello, theirs, transcript)
     method = proof.accept(keys, theirs.proofs, transcript)
     if method is None:
         if Method.SSH in keys:
             raise Refused(NOT_ALLOWED)  # it was started for one run, which has the key
-        if hello.identity == identity.public:
-            method = Method.KNOWN  # this very user
+        if hello.identity == identity.public or known(hello.identity):
+            method = Method.KNOWN  # this very user, or a peer
         elif open_:
             method = Method.OPEN
         else:
-            raise Refused(NOT_ALLOWED)
-    mac = proof.mac(keys[method], Side.LISTENER, method, transcript) if method in keys else bytes(32)
-    signature = identity.sign(proof.signed(Side.LISTENER, transcript))
-    lane.send(m.Proof(signature, (m.ProofItem(method, mac),)))
+            raise NotPaired(NOT_ALLOWED)
+    _prove(lane, identity, keys, method, transcript)
     lane.send_grease()
     request, _ = _expect(lane, m.Open, m.Attach)
     assert isinstance(request, m.Open | m.Attach)
     return proof.peer_id(hello.identity), request
+
+
+def _let_pair(
+    lane: Lane, identity: Identity, hello: m.Hello, transcript: bytes, theirs: m.Pair, pairing: Pairing, address: str
+) -> None:
+    """The listener's half of a pairing, from the dialer's PAIR on. The dialer proves first (G7)."""
+    assert lane.deadline_s is not None
+    code = pairing.begin(lane.deadline_s)
+    try:
+        exchange = Exchange(Side.LISTENER, code)
+        lane.send(m.Pair(exchange.element))
+        keys = {Method.PAIRED: exchange.key(theirs.element)}
+        proven, _ = _expect(lane, m.Proof)
+        assert isinstance(proven, m.Proof)
+        _check_signature(hello, proven, transcript)
+        if proof.accept(keys, proven.proofs, transcript) is None:
+            raise WrongCode(WRONG_CODE)
+        pairing.paired(code, address, hello.identity)
+    except BaseException:
+        pairing.failed(code)
+        raise
+    _prove(lane, identity, keys, Method.PAIRED, transcript)
+
+
+def _check_signature(hello: m.Hello, theirs: m.Proof, transcript: bytes) -> None:
+    if not signed_by(hello.identity, theirs.signature, proof.signed(Side.DIALER, transcript)):
+        raise Refused("it could not prove that it holds the key that it shows")
+
+
+def _prove(lane: Lane, identity: Identity, keys: Mapping[Method, bytes], method: Method, transcript: bytes) -> None:
+    """The listener's PROOF, by the method that has let the dialer in."""
+    mac = proof.mac(keys[method], Side.LISTENER, method, transcript) if method in keys else bytes(32)
+    signature = identity.sign(proof.signed(Side.LISTENER, transcript))
+    lane.send(m.Proof(signature, (m.ProofItem(method, mac),)))
 
 
 def turn_away(lane: Lane) -> None:

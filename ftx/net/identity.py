@@ -48,7 +48,7 @@ def signed_by(public: bytes, signature: bytes, data: bytes) -> bool:
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-    if _of_small_order(public):
+    if of_small_order(public):
         return False
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, data)
@@ -57,7 +57,7 @@ def signed_by(public: bytes, signature: bytes, data: bytes) -> bool:
     return True
 
 
-def _of_small_order(public: bytes) -> bool:
+def of_small_order(public: bytes) -> bool:
     """Whether anybody can sign for this key: its point lies in the small subgroup of the curve."""
     return len(public) == 32 and public[:31] + bytes([public[31] & 0x7F]) in _SMALL_ORDER
 

@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 from ftx.errors import KeysWorn, LinkLost, NotFtx
 from ftx.net.identity import Identity
 from ftx.net.peers import write_private
+from ftx.protocol import messages as m
 
 ALPN = "ftx/1"
 CERTIFICATE = "certificate"
@@ -28,8 +29,6 @@ HANDSHAKE, ALERT = 0x16, 0x15
 #: Received at a time from who is not known yet, and encrypted at a time.
 STRANGER_BYTES = 4096
 SEND_BYTES = 256 * 1024
-#: AES-GCM keys protect about 2**24.5 records (RFC 8446, section 5.5), and Python cannot ask for new ones.
-MAX_RECORDS = 2**24
 #: What a TLS server that is not ftx answers.
 _NOT_FTX = ("NO_APPLICATION_PROTOCOL", "PROTOCOL_VERSION", "UNSUPPORTED_PROTOCOL", "HANDSHAKE_FAILURE")
 
@@ -203,7 +202,7 @@ class TlsSocket:
         """
         if not self._taken:
             view = views[0][:SEND_BYTES]
-            if self._records >= MAX_RECORDS:
+            if self._records >= m.MAX_RECORDS:  # Python cannot ask TLS for new keys
                 raise KeysWorn("the keys of a connection are used up; a new one goes on")
             with self._lock:
                 while self._taken < len(view):

@@ -262,6 +262,7 @@ LAYOUTS: dict[int, tuple[type, tuple[Field, ...]]] = {
     Type.OPENED: (m.Opened, (U8, U32, TLVS)),
     Type.ATTACH: (m.Attach, (FIXED16, U8)),
     Type.ATTACHED: (m.Attached, ()),
+    Type.PAIR: (m.Pair, (FIXED32, TLVS)),
     Type.FOLDER: (m.Folder, (PATH, U64, _offers(m.MAX_FOLDER_ENTRIES))),
     Type.FOLDER_END: (m.FolderEnd, (PATH, U8)),
     Type.SKIP: (m.Skip, (_items(m.SkipItem, m.MAX_ANSWERS),)),

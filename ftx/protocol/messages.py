@@ -31,7 +31,12 @@ MAX_REPAIRS = 3  #: times that one chunk is sent again because its digest was wr
 MAX_OFFERS = 5  #: times that one changing source is offered
 WITHDRAWN = 0  #: code in CANCEL and REFUSE: no failure, the entry is offered anew under another id
 
+#: AES-GCM keys bear about 2**24.5 records (RFC 8446, section 5.5).
+MAX_RECORDS = 2**24
 HANDSHAKE_S = 10  #: from accept() to OPEN
+CODE_S = 600  #: how long a pairing code is good
+PAIR_TRIES = 5  #: exchanges that may begin with one code
+PAIR_S = 1  #: between two exchanges that a listener begins
 PING_S = 1  #: a side that has sent nothing for so long sends PING or BUSY
 DRAIN_S = 2  #: how long a side that sent its last ERROR goes on reading
 DRAIN_BYTES = 256 * 1024
@@ -50,6 +55,7 @@ class Type(IntEnum):
     OPENED = 0x04
     ATTACH = 0x05
     ATTACHED = 0x06
+    PAIR = 0x07
 
     FOLDER = 0x10
     FOLDER_END = 0x11
@@ -86,6 +92,7 @@ MAX_BODY: dict[int, int] = {
     Type.OPENED: 4_096,
     Type.ATTACH: 1_024,
     Type.ATTACHED: 1_024,
+    Type.PAIR: 4_096,
     Type.FOLDER: 262_144,
     Type.FOLDER_END: 8_192,
     Type.SKIP: 16_384,
@@ -127,6 +134,7 @@ class Method(IntEnum):
     KNOWN = 1  #: nothing more than the signature: the listener knows the dialer's key
     SECRET = 2
     SSH = 3  #: a one-time key that came over ssh
+    PAIRED = 4  #: the key that both made of a pairing code
 
 
 class SkipReason(IntEnum):
@@ -211,6 +219,13 @@ class Attach(NamedTuple):
 
 class Attached(NamedTuple):
     """Listener: the lane has joined."""
+
+
+class Pair(NamedTuple):
+    """Both, in place of a session: what each makes of a pairing code and a secret of its own."""
+
+    element: bytes
+    tlvs: tuple[Tlv, ...] = ()
 
 
 class Offered(NamedTuple):
@@ -404,6 +419,7 @@ Message = (
     | Opened
     | Attach
     | Attached
+    | Pair
     | Folder
     | FolderEnd
     | Skip

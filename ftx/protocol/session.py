@@ -32,23 +32,27 @@ class Phase(Enum):
     __hash__ = object.__hash__
 
     START = "start"  #: nothing said; next GREETED
-    GREETED = "greeted"  #: HELLO said; next PROVEN
+    GREETED = "greeted"  #: HELLO said; next PROVEN or PAIRING
+    PAIRING = "pairing"  #: PAIR said; next ENDED
     PROVEN = "proven"  #: PROOF said; next CONTROL (lane 1) or BULK (other lanes)
     CONTROL = "control"  #: lane 1 of a session; next ENDED
     BULK = "bulk"  #: another lane; next ENDED
-    ENDED = "ended"  #: BYE or ERROR said; nothing more comes
+    ENDED = "ended"  #: BYE, ERROR, or PROOF behind PAIR said; nothing more comes
 
 
-_S, _G, _P, _C, _B, _E = Phase.START, Phase.GREETED, Phase.PROVEN, Phase.CONTROL, Phase.BULK, Phase.ENDED
+_S, _G, _A, _P = Phase.START, Phase.GREETED, Phase.PAIRING, Phase.PROVEN
+_C, _B, _E = Phase.CONTROL, Phase.BULK, Phase.ENDED
 
 #: (who speaks, its phase) -> {what it may say: its next phase}. Everything else is a protocol error.
 #: Optional unknown frames may come anywhere after HELLO and change nothing.
 LANE: dict[tuple[Side, Phase], dict[Type, Phase]] = {
     (Side.DIALER, _S): {Type.HELLO: _G},
-    (Side.DIALER, _G): {Type.PROOF: _P, Type.ERROR: _E},
+    (Side.DIALER, _G): {Type.PROOF: _P, Type.PAIR: _A, Type.ERROR: _E},
+    (Side.DIALER, _A): {Type.PROOF: _E, Type.ERROR: _E},
     (Side.DIALER, _P): {Type.OPEN: _C, Type.ATTACH: _B, Type.PING: _P, Type.ERROR: _E},
     (Side.LISTENER, _S): {Type.HELLO: _G, Type.ERROR: _E},
-    (Side.LISTENER, _G): {Type.PROOF: _P, Type.ERROR: _E},
+    (Side.LISTENER, _G): {Type.PROOF: _P, Type.PAIR: _A, Type.ERROR: _E},
+    (Side.LISTENER, _A): {Type.PROOF: _E, Type.ERROR: _E},
     (Side.LISTENER, _P): {Type.OPENED: _C, Type.ATTACHED: _B, Type.BUSY: _P, Type.ERROR: _E},
     (Side.SENDER, _C): {
         Type.FOLDER: _C, Type.FOLDER_END: _C, Type.DIGESTS: _C, Type.DATA: _C, Type.ZEROS: _C,
@@ -64,7 +68,7 @@ LANE: dict[tuple[Side, Phase], dict[Type, Phase]] = {
 
 
 #: The phases in which it counts who dialled; in the others the roles count.
-HANDSHAKE = frozenset({Phase.START, Phase.GREETED, Phase.PROVEN})
+HANDSHAKE = frozenset({Phase.START, Phase.GREETED, Phase.PAIRING, Phase.PROVEN})
 
 
 class LaneOrder:
@@ -109,7 +113,7 @@ class LaneOrder:
 
     @property
     def peer_ended(self) -> bool:
-        """The peer has said BYE or ERROR: the end of its bytes is no accident."""
+        """The peer has said its last word: the end of its bytes is no accident."""
         return self._received is Phase.ENDED
 
     @staticmethod

@@ -21,6 +21,7 @@ from ftx.errors import (
     KeysWorn,
     LinkLost,
     NetworkError,
+    NotPaired,
     ProtocolError,
     Refused,
     SomeFailed,
@@ -46,6 +47,7 @@ from ftx.transfer import events
 from ftx.transfer.actions import KEPT, Outcome
 from ftx.transfer.crew import Stop
 from ftx.transfer.feed import Feed, Item
+from ftx.transfer.pairing import Code, Pairer
 from ftx.transfer.plan import Plan
 from ftx.transfer.reach import Way, ways
 from ftx.transfer.send import Join, SendSession
@@ -85,6 +87,7 @@ class SendRun:
         emit: events.OnEvent,
         stop: Stop,
         confirm: Confirm | None,
+        code: Code | None,
     ) -> None:
         self._paths = paths
         self._options = options
@@ -93,7 +96,10 @@ class SendRun:
         self._confirm = confirm
         self._known = KnownHosts(options.config_dir)
         self._keys: dict[Method, bytes] = {}
-        self._trust = Trust(known.name_of(options.host, options.port), anyone=options.accept_new)
+        self._pairer = Pairer(options, code, emit, stop)
+        self._paired = False  # in this run
+        anyone = options.accept_new and not self._pairer.at_hand
+        self._trust = Trust(known.name_of(options.host, options.port), anyone=anyone)
         self._feed = Feed(iter(()))
         self._ended = _Totals()
         self._failure: FtxError | None = None  # the most serious of an entry
@@ -149,8 +155,8 @@ class SendRun:
 
     def _send(self) -> None:
         options = self._options
-        self._identity, lasting = peers.identity(options.config_dir)
-        if not lasting:
+        self._identity, self._lasting = peers.identity(options.config_dir)
+        if not self._lasting:
             where = f"{options.config_dir} ($FTX_CONFIG_DIR) cannot be written to"
             self._emit(events.Warn(f"{where}: a later run cannot go on with what this one leaves"))
         if not options.ssh:  # whom that starts has a key for this run alone
@@ -226,11 +232,10 @@ class SendRun:
         while True:
             try:
                 return self._session(request)
-            except Unproven as error:
+            except (NotPaired, Unproven) as error:
                 # A person takes longer to answer than a listener waits, so the question is asked between two links.
-                if self._confirm is None or not self._confirm(self._options.host, fingerprint(error.public)):
+                if not self._acquainted(error):
                     raise
-                self._remember(error.public)
                 continue
             except KeysWorn:
                 continue  # nothing is wrong: whoever does not retry goes on too
@@ -248,6 +253,19 @@ class SendRun:
                 self._emit(events.Retry(str(error), round(wait_s, 3), attempt))
             self._stop.wait(wait_s)
             self._stop.check()
+
+    def _acquainted(self, error: NotPaired | Unproven) -> bool:
+        """Whether the two sides know each other now: they were paired just now, or the user says yes."""
+        if isinstance(error, NotPaired) or self._pairer.at_hand:
+            # One that was given another credential would not be content with a receiver that is only known.
+            if self._paired or self._keys or not self._lasting:
+                return False
+            self._paired = self._pairer.pair(self._identity, self._remember)
+            return self._paired
+        if self._confirm is None or not self._confirm(self._options.host, fingerprint(error.public)):
+            return False
+        self._remember(error.public)
+        return True
 
     def _remember(self, public: bytes) -> None:
         """The user takes this receiver for the one that is meant; from here on it must be the same."""
@@ -463,6 +481,7 @@ def run(
     emit: events.OnEvent,
     stop: Stop,
     confirm: Confirm | None,
+    code: Code | None,
 ) -> events.Finished:
     """Send ``paths`` and wait until they are committed; see ``api.send``."""
-    return SendRun(paths, options, emit, stop, confirm).run()
+    return SendRun(paths, options, emit, stop, confirm, code).run()

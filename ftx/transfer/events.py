@@ -186,6 +186,26 @@ class SessionEnd(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Code(Event):
+    """A pairing code that others may come with for ``valid_s`` seconds, once. ``reason``: what became of the last."""
+
+    type: ClassVar[str] = "code"
+    code: str
+    valid_s: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Paired(Event):
+    """Two sides know each other from here on. ``name`` is what the other is on file as, ``address`` where it is."""
+
+    type: ClassVar[str] = "paired"
+    fingerprint: str
+    name: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finished(Event):
     """Last of all. ``files`` ended well, of which ``skipped`` needed nothing; ``code`` is the exit code.
 
@@ -230,3 +250,8 @@ class StatusFinished(Finished):
 
     unfinished: int = 0
     discarded: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PairFinished(Finished):
+    """Pairing: last of all. Nothing was sent."""

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,8 @@ from ftx.net import handshake, peers
 from ftx.net.identity import fingerprint
 from ftx.net.lane import Lane
 from ftx.net.listen import Listener
+from ftx.net.pairing import Codes, Paired, Pairing
+from ftx.net.peers_file import Peers
 from ftx.options import ReceiveOptions
 from ftx.protocol import messages as m
 from ftx.protocol.messages import Method, Role
@@ -40,6 +43,7 @@ from ftx.storage.partial import PartialStore
 from ftx.transfer import events
 from ftx.transfer.crew import Stop
 from ftx.transfer.ledger import Ledger
+from ftx.transfer.pairing import Invitation
 from ftx.transfer.receive import WINDOW, ReceiveSession
 
 if TYPE_CHECKING:
@@ -119,6 +123,7 @@ class Receiver:
         self._strangers: dict[Lane, str] = {}  # and from where, the oldest first
         self._sessions: dict[tuple[bytes, bytes], _Session] = {}
         self._superseded: OrderedDict[tuple[bytes, bytes], None] = OrderedDict()  # (peer, process)
+        self._shown: Invitation | None = None
         self._stopping = False
         self._leaving = threading.Event()
         self._interrupted = False  # sessions were under way when it was stopped
@@ -164,12 +169,17 @@ class Receiver:
             where = f"{options.config_dir} ($FTX_CONFIG_DIR) cannot be written to"
             if options.secret_file is None and not options.open and self._one_time_key is None:
                 raise UsageError(f"{where}: without a lasting key and without `--secret-file` it lets nobody in")
-            self._emit(events.Warn(f"{where}: who trusts this receiver's key does not know it again"))
+            self._emit(events.Warn(f"{where}: who trusts this receiver does not know it again, and it cannot pair"))
         if self._one_time_key is not None:
             self._keys = {Method.SSH: self._one_time_key}
         else:
             self._keys = peers.keys(options.secret_file, listener=True)
         self._credentials = None if options.plain else self._tls()
+        self._peers = Peers(options.config_dir)
+        codes = Codes(options.config_dir)
+        self._pairing = (
+            Pairing(codes, self._peers.add, self._paired) if lasting and self._one_time_key is None else None
+        )
         with disk.destination_errors(os.fsencode(options.dir)):
             where = os.fspath(options.dir.absolute())
         root = paths.Root(options.dir)
@@ -187,6 +197,9 @@ class Receiver:
             expire.start()
             shown = fingerprint(self._identity.public)
             self._emit(events.Listening(listener.addresses, where, os.getpid(), shown))
+            if options.show_code and lasting:
+                self._shown = Invitation(codes, self._emit)
+                self._show(self._shown.show)
             reported = 0.0
             while True:
                 stop.wait(TICK_S)
@@ -195,11 +208,15 @@ class Receiver:
                 if time.monotonic() - reported >= PROGRESS_S:
                     reported = time.monotonic()
                     self._progress()
+                    if self._shown is not None:
+                        self._show(self._shown.renew)
                 if options.once and (over := self._once()):
                     return over
         finally:
             self._stopping = True
             self._leaving.set()
+            if self._shown is not None:
+                self._show(self._shown.withdraw)
             self._leave()
             accept.join(1)
             expire.join(1)
@@ -262,10 +279,18 @@ class Receiver:
     def _greet(self, lane: Lane, address: str) -> None:
         """One connection, from its first byte to its last."""
         try:
-            peer, request = handshake.listen(
-                lane, self._identity, self._keys, self._credentials, open_=self._options.open
+            come_in = handshake.listen(
+                lane,
+                self._identity,
+                self._keys,
+                self._credentials,
+                open_=self._options.open,
+                known=lambda public: self._peers.find(public) is not None,
+                pairing=self._pairing,
+                address=address,
             )
-            self._session(lane, address, peer, request)
+            if come_in is not None:
+                self._session(lane, address, *come_in)
         except FtxError as error:
             if isinstance(error, NotFtx):
                 handshake.turn_away(lane)
@@ -281,6 +306,17 @@ class Receiver:
             with self._lock:
                 self._strangers.pop(lane, None)  # only now: one that is being refused costs a thread like the others
             lane.close()
+
+    def _paired(self, peer: Paired) -> None:
+        self._events.put(events.Paired(peer.fingerprint, peer.name, peer.address))
+
+    def _show(self, do: Callable[[], None]) -> None:
+        """Do something about the code that is shown. Without one the receiver goes on."""
+        try:
+            do()
+        except UsageError as error:
+            self._shown = None
+            self._emit(events.Warn(str(error)))
 
     def _session(self, lane: Lane, address: str, peer: bytes, request: m.Open | m.Attach) -> None:
         if isinstance(request, m.Attach):

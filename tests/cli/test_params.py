@@ -17,7 +17,7 @@ from ftx.cli.params import Remote, parse_remote
 
 OPTIONS_OF_BOTH = ["--port", "--json", "--quiet", "-v", "--timeout", "--secret-file", "--version"]
 OPTIONS = {
-    "send": [*OPTIONS_OF_BOTH, "--retry-for", "--accept-new", "--lanes", "--ssh", "--rsh", "--remote-ftx"],
+    "send": [*OPTIONS_OF_BOTH, "--retry-for", "--accept-new", "--lanes", "--ssh", "--rsh", "--remote-ftx", "--code-fd"],
     "receive": [
         *OPTIONS_OF_BOTH,
         "--dir",
@@ -29,6 +29,7 @@ OPTIONS = {
         "--reserve",
         "--expire",
     ],
+    "pair": ["--port", "--timeout", "--code-fd", "--name", "--json", "-v", "--version"],
     "demo": ["-v", "--version"],
     "status": ["--path", "--discard", "--json", "-v", "--version"],
 }
@@ -251,6 +252,12 @@ def test_a_wrong_variable_is_named(variable: str, value: str) -> None:
         (["receive", "--exists", "ask"], "ask"),
         (["receive", "--reserve", "lots"], "lots"),
         (["demo", "a", "b"], "b"),
+        (["pair", "--code-fd", "0"], "HOST"),
+        (["pair", "nas", "--name", "laptop"], "--name"),
+        (["pair", "nas:folder"], "only a host"),
+        (["pair", "--name", "a b"], "--name"),
+        (["pair", "nas", "--code-fd", "77"], "--code-fd 77"),
+        (["pair", "nas"], "FTX_CODE"),
     ],
     ids=" ".join,
 )

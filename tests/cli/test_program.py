@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
-import select
 import signal
 import subprocess
 import sys
@@ -20,6 +18,7 @@ import pytest
 from ftx.cli import main, receive
 from ftx.options import ReceiveOptions
 from ftx.transfer.events import Listening
+from tests.support.terminal import OnTerminal
 
 FTX = [sys.executable, "-m", "ftx"]
 MIB = 1024 * 1024
@@ -286,34 +285,6 @@ def test_a_full_disk_under_the_json_does_not_end_the_transfer(world: World) -> N
 # --- on a terminal ---
 
 
-class OnTerminal:
-    """A process whose three streams are a terminal."""
-
-    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
-        self.near, far = pty.openpty()
-        self.process = subprocess.Popen(
-            command, stdin=far, stdout=far, stderr=far, env=environment, start_new_session=True
-        )
-        os.close(far)
-        self.shown = ""
-
-    def read(self, until: str = "", timeout_s: float = 20) -> str:
-        """What is shown until ``until`` has been, or until the process has closed the terminal."""
-        deadline = time.monotonic() + timeout_s
-        while not (until and until in self.shown):
-            ready, _, _ = select.select([self.near], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, f"no {until!r} in {self.shown!r}"
-            try:
-                self.shown += os.read(self.near, 65536).decode()
-            except OSError:  # how Linux says that nobody has the far end any more
-                break
-        return self.shown
-
-    def close(self) -> int:
-        os.close(self.near)
-        return self.process.wait(timeout=10)
-
-
 @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 8), ("\n", 8), ("\x04", 8)])
 def test_a_person_is_asked_before_an_open_receiver_is_trusted(world: World, answer: str, code: int) -> None:
     receiver = world.receiver("--open")
@@ -367,7 +338,7 @@ def test_a_receiver_on_a_terminal_prints_the_line_for_the_other_machine(world: W
         (("192.0.2.7", 7389), {"open": True}, "on the other machine: ftx send FILE 192.0.2.7"),
         (("2001:db8::7", 9), {"open": True}, "on the other machine: ftx send FILE '[2001:db8::7]' --port 9"),
         (("::1", 7389), {"secret_file": Path("/k/a")}, "on this machine: ftx send FILE '[::1]' --secret-file a"),
-        (("192.0.2.7", 7389), {}, "only you on this machine"),
+        (("192.0.2.7", 7389), {}, "on the other machine: ftx send FILE 192.0.2.7"),
     ],
 )  # fmt: skip
 def test_invitation(address: tuple[str, int], options: dict[str, Any], expected: str) -> None:

@@ -250,7 +250,7 @@ def test_the_python_program(tmp_path: Path) -> None:
 
 
 def test_every_option_of_the_commands_is_one_of_the_dataclasses() -> None:
-    only_here = {"over_ssh", "json", "quiet", "verbose", "version", "help", "paths", "remote"}
+    only_here = {"over_ssh", "json", "quiet", "verbose", "version", "help", "paths", "remote", "code_fd"}
     renamed = {"timeout": "timeout_s", "retry_for": "retry_for_s", "expire": "expire_s", "no_fsync": "fsync"}
     for command, options in (("send", ftx.SendOptions), ("receive", ftx.ReceiveOptions)):
         names = {parameter.name or "" for parameter in main.load(command).params} - only_here

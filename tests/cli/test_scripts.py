@@ -377,6 +377,7 @@ SAMPLES: dict[str, tuple[str, str, Any, Any]] = {
     "lanes": ("3", "4", 3, 4),
     "rsh": ("rsh -l 'a b'", "ssh -p 22", ("rsh", "-l", "a b"), ("ssh", "-p", "22")),
     "remote_ftx": ("/opt/ftx/bin/ftx", "~/b", "/opt/ftx/bin/ftx", "~/b"),
+    "code_fd": ("3", "4", 3, 4),
 }  # fmt: skip
 NOT_VARIABLES = {"version", "help"}
 

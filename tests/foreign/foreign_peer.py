@@ -54,6 +54,7 @@ MESSAGES = {  # name: (type, longest body, layout)
     "OPENED": (0x04, 4096, "lanes=u8 window=u32 tlvs=u8*32*Tlv"),
     "ATTACH": (0x05, 1024, "session=16 lane=u8"),
     "ATTACHED": (0x06, 1024, ""),
+    "PAIR": (0x07, 4096, "element=32 tlvs=u8*32*Tlv"),
     "FOLDER": (0x10, 262144, "path=u16:4096 first=u64 entries=u16*1024*Offered"),
     "FOLDER_END": (0x11, 8192, "path=u16:4096 flags=u8"),
     "SKIP": (0x12, 16384, "items=u16*1024*SkipItem"),
@@ -463,7 +464,7 @@ def greet_as_listener(lane, private, secret, is_open, versions):
     method, mac = KNOWN if hello["identity"] == public_of(private) else OPEN, bytes(32)
     if any(hmac.compare_digest(right, one) for one in macs):
         method, mac = SECRET, mac_of(secret, b"listener", SECRET, transcript)
-    require(method != OPEN or is_open, "not allowed in", 64)
+    require(method != OPEN or is_open, "not allowed in", 66)
     signature = signature_of(private, b"listener", transcript)
     lane.say("PROOF", signature=signature, proofs=[{"method": method, "mac": mac}], tlvs=[])
     _, fields, _ = lane.hear({"OPEN", "PING"}, deadline=deadline)

@@ -54,6 +54,7 @@ SAMPLES: dict[Type, tuple[m.Message, m.Message]] = {
     Type.OPENED: (m.Opened(0, 0), m.Opened(U8, U32, (TLV,) * 32)),
     Type.ATTACH: (m.Attach(bytes(16), 0), m.Attach(b"\xff" * 16, U8)),
     Type.ATTACHED: (m.Attached(), m.Attached()),
+    Type.PAIR: (m.Pair(bytes(32)), m.Pair(b"\xff" * 32, (TLV,) * 32)),
     Type.FOLDER: (m.Folder(b"", 0, ()), m.Folder(b"p" * m.MAX_PATH, U64, (LEAST_OFFERED, MOST_OFFERED))),
     Type.FOLDER_END: (m.FolderEnd(b"", 0), m.FolderEnd(b"p" * m.MAX_PATH, U8)),
     Type.SKIP: (m.Skip(()), m.Skip((m.SkipItem(U64, m.SkipReason.SAME), m.SkipItem(0, m.SkipReason.KEPT)))),
@@ -97,6 +98,7 @@ LIVELY: dict[Type, m.Message] = {
     Type.PROOF: m.Proof(b"sign", (m.ProofItem(m.Method.SECRET, N32), m.ProofItem(m.Method.OPEN, N32)), (TLV,)),
     Type.OPEN: m.Open(N16, N16, N32, m.Role.SENDER, m.Mode.TRANSFER, 4, 9, DigestName.SHA_256, b"in", (TLV,)),
     Type.OPENED: m.Opened(4, 64, (TLV,)),
+    Type.PAIR: m.Pair(N32, (TLV,)),
     Type.FOLDER: m.Folder(
         b"a/b",
         7,
@@ -188,6 +190,7 @@ MESSAGES: dict[Type, st.SearchStrategy[m.Message]] = {
     ),
     Type.OPENED: st.builds(m.Opened, u8, u32, tlvs),
     Type.ATTACH: st.builds(m.Attach, b16, u8),
+    Type.PAIR: st.builds(m.Pair, b32, tlvs),
     Type.FOLDER: st.builds(m.Folder, path, u64, several(offered)),
     Type.FOLDER_END: st.builds(m.FolderEnd, path, u8),
     Type.SKIP: st.builds(m.Skip, several(st.builds(m.SkipItem, u64, st.sampled_from(m.SkipReason)))),
@@ -485,7 +488,7 @@ def test_g12_unknown_flags_and_the_reserved_field_are_ignored() -> None:
             assert decode(sealed(type_, body, flags=0xFF, reserved=0xFFFF)) == message
 
 
-@pytest.mark.parametrize("type_", [Type.HELLO, Type.PROOF, Type.OPEN, Type.OPENED], ids=name_of)
+@pytest.mark.parametrize("type_", [Type.HELLO, Type.PROOF, Type.OPEN, Type.OPENED, Type.PAIR], ids=name_of)
 def test_g12_critical_tlvs_are_refused_by_name_and_others_kept(type_: Type) -> None:
     body = encode(SAMPLES[type_][0])[codec.HEADER_SIZE : -1]  # the list of TLVs comes last
     optional = decode(sealed(type_, body + b"\x01" + struct.pack("!HH", 0x7ABC, 1) + b"v"))

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 import xxhash
+from spake2.parameters.ed25519 import ParamsEd25519
 
 from ftx import errors
 from ftx.net.identity import Identity, fingerprint
+from ftx.net.pairing import Exchange
 from ftx.options import CommonOptions
 from ftx.protocol import codec, manifest, messages, proof, session, ssh
 from ftx.protocol import messages as m
@@ -126,6 +128,7 @@ SIZE = 2 * manifest.MIB + 1000
 TAG = manifest.source_tag(DIALER.tag_key, INODE, CTIME_NS)
 JOB = proof.job_id([b"/home/ann/blob.bin"], b"inbox")
 GREASE = codec.encode_grease(5, b"grease")
+CODE = "4821-amber-tulip"
 
 
 @cache
@@ -215,6 +218,7 @@ def vectors() -> dict[Type, m.Message | Shown]:
         Type.OPENED: m.Opened(4, 4096, (tlv,)),
         Type.ATTACH: m.Attach(count_up(0x80, 16), 2),
         Type.ATTACHED: m.Attached(),
+        Type.PAIR: m.Pair(pairing()[0].element, (tlv,)),
         Type.FOLDER: m.Folder(b"a/d", 7, (file, link)),
         Type.FOLDER_END: m.FolderEnd(b"a/d", m.FolderFlags.WHOLE),
         Type.SKIP: m.Skip((m.SkipItem(7, SkipReason.SAME), m.SkipItem(8, SkipReason.KEPT))),
@@ -237,10 +241,20 @@ def vectors() -> dict[Type, m.Message | Shown]:
     }
 
 
+def pairing() -> tuple[Exchange, Exchange]:
+    """The dialer's part of the example's pairing, and the listener's."""
+    # The library draws 64 bytes for a number, the most significant first, and takes it mod L.
+    dialer = Exchange(Side.DIALER, CODE, lambda _: bytes(32) + count_up(0x00, 32))
+    listener = Exchange(Side.LISTENER, CODE, lambda _: bytes(32) + count_up(0x01, 32))
+    return dialer, listener
+
+
 def values() -> dict[str, bytes]:
     """The named values of "Test vectors" that are not frames."""
     script, first, second = handshake(hello(0x40, DIALER), hello(0x60, LISTENER))
     peer = proof.peer_id(DIALER.public)
+    dialer, listener = pairing()
+    key = dialer.key(listener.element)
     found = {
         "transcript": script,
         "public key of the dialer": DIALER.public,
@@ -250,6 +264,14 @@ def values() -> dict[str, bytes]:
         "mac of the dialer": first.proofs[0].mac,
         "mac of the listener": second.proofs[0].mac,
         "mac of the dialer, method 3": proof.mac(KEY, Side.DIALER, 3, script),
+        "M of the pairing": ParamsEd25519.M.to_bytes(),
+        "N of the pairing": ParamsEd25519.N.to_bytes(),
+        "number of the code": ParamsEd25519.group.password_to_scalar(CODE.encode()).to_bytes(32, "big"),
+        "element of the dialer": dialer.element,
+        "element of the listener": listener.element,
+        "key of the pairing": key,
+        "mac of the dialer, method 4": proof.mac(key, Side.DIALER, Method.PAIRED, script),
+        "mac of the listener, method 4": proof.mac(key, Side.LISTENER, Method.PAIRED, script),
         "transcript over TLS": proof.transcript(
             codec.encode(hello(0x40, DIALER)), codec.encode(hello(0x60, LISTENER)), encrypted=True, fingerprint=KEY
         ),
@@ -347,13 +369,13 @@ def test_type_table() -> None:
     ]  # fmt: skip
     rows = table(section("The types"), "Code", "Name", "Said by", "Max body", "Critical")
     assert rows == expected
-    assert len(rows) == 25
+    assert len(rows) == 26
 
 
 def test_no_reserved_type_is_used_already() -> None:
     rows = table(section("Numbers set aside"), "Code", "Name", "For")
     reserved = {int(row[0], 16) for row in rows if "–" not in row[0]}
-    assert reserved == {0x07, 0x17, 0x40, 0x41, 0x42, 0x43}
+    assert reserved == {0x17, 0x40, 0x41, 0x42, 0x43}
     assert not reserved & {int(type_) for type_ in Type}
     assert [row[0] for row in rows if "–" in row[0]] == [f"0x{m.GREASE_FIRST:X}–0x{m.GREASE_LAST:X}"]
 
@@ -487,7 +509,7 @@ def test_error_table() -> None:
         for code, cls in sorted(errors.WIRE_CODES.items())
     ]
     assert [[row[0], row[1], row[2], row[4]] for row in rows] == expected
-    assert len(rows) == len({row[0] for row in rows}) == 18
+    assert len(rows) == len({row[0] for row in rows}) == 20
 
 
 def test_unknown_error_codes_map_by_their_group() -> None:

@@ -11,12 +11,13 @@ from ftx.protocol.messages import Role, Type
 from ftx.protocol.session import ENTRY, LANE, LaneOrder, Phase, Side, State, next_state
 
 DIALED = (Side.DIALER, Side.LISTENER)
-HANDSHAKE = (Phase.START, Phase.GREETED, Phase.PROVEN)
+HANDSHAKE = (Phase.START, Phase.GREETED, Phase.PAIRING, Phase.PROVEN)
 
 #: What leads into each phase: (who says it, which types), from START on.
 WAY: dict[Phase, tuple[Type, ...]] = {
     Phase.START: (),
     Phase.GREETED: (Type.HELLO,),
+    Phase.PAIRING: (Type.HELLO, Type.PAIR),
     Phase.PROVEN: (Type.HELLO, Type.PROOF),
 }
 
@@ -166,6 +167,18 @@ def test_a_sender_that_dialled_goes_on_before_it_is_answered() -> None:
     listener.opened(Role.RECEIVER)
     listener.receive(Type.FOLDER)
     say(listener, dialer, Type.WANT)
+
+
+def test_a_lane_that_pairs_carries_no_session() -> None:
+    dialer, listener = LaneOrder(dialer=True), LaneOrder(dialer=False)
+    say(dialer, listener, Type.HELLO)
+    say(listener, dialer, Type.HELLO)
+    say(dialer, listener, Type.PAIR)
+    say(listener, dialer, Type.PAIR)
+    say(dialer, listener, Type.PROOF)
+    say(listener, dialer, Type.PROOF)
+    for order, type_ in itertools.product((dialer, listener), Type):
+        assert not allows(order.send, type_) and not allows(order.receive, type_)
 
 
 @pytest.mark.parametrize("type_", [Type.FOLDER, Type.WANT, Type.PING, Type.BYE, Type.ERROR], ids=lambda t: t.name)
