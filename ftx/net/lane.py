@@ -128,7 +128,7 @@ class Lane:
             if isinstance(message, m.Error):
                 raise from_wire(message.code, message.message) from None
             raise ProtocolError("it answers in clear where TLS was begun") from None
-        self.encrypted = True
+        self.encrypted = self.greeted = True
         self.fingerprint = fingerprint or self.sock.peer_fingerprint()
 
     def _wait_for(self, call: Callable[..., T], *args: Any) -> T:
@@ -206,7 +206,7 @@ class Lane:
             self._strange = False
             self._enlarge(READ_BYTES)
             if not isinstance(self.sock, socket.socket):
-                self.sock.enlarge(READ_BYTES)
+                self.sock.enlarge(READ_BYTES // 2)
             return
         self._frames += 1
         # A listener may have to wait long before OPENED, and says BUSY all the while.

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from ftx.cli import main
 from ftx.cli.params import Remote, parse_remote
 
-OPTIONS_OF_BOTH = ["--port", "--json", "--quiet", "-v", "--timeout", "--secret-file", "--version"]
+OPTIONS_OF_BOTH = ["--port", "--json", "--quiet", "-v", "--timeout", "--secret-file", "--plain", "--version"]
 OPTIONS = {
     "send": [*OPTIONS_OF_BOTH, "--retry-for", "--accept-new", "--lanes", "--ssh", "--rsh", "--remote-ftx", "--code-fd"],
     "receive": [
@@ -29,7 +29,7 @@ OPTIONS = {
         "--reserve",
         "--expire",
     ],
-    "pair": ["--port", "--timeout", "--code-fd", "--name", "--json", "-v", "--version"],
+    "pair": ["--port", "--timeout", "--plain", "--code-fd", "--name", "--json", "-v", "--version"],
     "demo": ["-v", "--version"],
     "status": ["--path", "--discard", "--json", "-v", "--version"],
 }

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from ftx import api
+from ftx.net import handshake
 from ftx.net.lane import Lane
 from ftx.protocol import messages as m
 from tests.support.files import MIB, fill, partials, same
@@ -181,12 +182,15 @@ def test_a_receiver_of_another_version(tmp_path: Path, source: Path) -> None:
         told.append(lane.receive()[0])
 
     with _listener(talk) as port:
-        _failed(send(tmp_path, source, port), 4, f"version {m.PROTOCOL_VERSION + 1}", "update the older one")
+        _failed(send(tmp_path, source, port, "--plain"), 4, f"version {m.PROTOCOL_VERSION + 1}", "update the older one")
     assert isinstance(told[0], m.Error) and told[0].code == 3
 
 
 def test_a_sender_of_another_version(shm: Path) -> None:
-    with LocalReceiver(shm) as receiver, socket.create_connection(("127.0.0.1", receiver.port)) as connection:
+    with (
+        LocalReceiver(shm, plain=True) as receiver,
+        socket.create_connection(("127.0.0.1", receiver.port)) as connection,
+    ):
         lane, hello = _spoken_version(connection, m.PROTOCOL_VERSION + 1, dialer=True)
         assert isinstance(hello, m.Hello)
         error, _ = lane.receive()
@@ -195,11 +199,17 @@ def test_a_sender_of_another_version(shm: Path) -> None:
         assert f"version {m.PROTOCOL_VERSION + 1}" in error.message
 
 
-def test_a_stranger_gets_no_frames(shm: Path) -> None:
-    """What does not speak ftx is not answered in ftx's words."""
-    with LocalReceiver(shm) as receiver, socket.create_connection(("127.0.0.1", receiver.port)) as connection:
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_stranger_gets_one_line_and_no_frames(shm: Path, plain: bool) -> None:
+    """What does not speak ftx is told in words what this is."""
+    with (
+        LocalReceiver(shm, plain=plain) as receiver,
+        socket.create_connection(("127.0.0.1", receiver.port)) as connection,
+    ):
         connection.settimeout(10)
         connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert connection.recv(1000) == handshake.NOT_FTX
+        connection.shutdown(socket.SHUT_WR)
         assert connection.recv(100) == b""
 
 

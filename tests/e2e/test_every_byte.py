@@ -20,9 +20,13 @@ from tests.support.proxy import Cut, Fault, Flip, HalfClose, Proxy
 SIZE = 120
 #: Sessions at a time: each waits for the end of a broken connection more than it works.
 AT_ONCE = 16
-#: The session's bytes, with the longest random optional frames. A fault behind the last byte does nothing.
+#: The session's bytes in plain mode, with the longest random optional frames. A fault behind the last byte does nothing.
 UP_BYTES = SIZE + 480
 DOWN_BYTES = 400
+#: The same over TLS.
+TLS_BYTES = {"up": SIZE + 1010, "down": 1250}
+#: Of these every so many are tried every day, and all when there is time.
+SOME = 13
 
 
 @pytest.fixture(autouse=True)
@@ -34,11 +38,19 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(messages, "HANDSHAKE_S", 1.0)
 
 
-@pytest.fixture
-def place(shm: Path) -> Iterator[tuple[Path, Path, LocalReceiver]]:
+@pytest.fixture(params=[True])
+def place(shm: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Path, Path, LocalReceiver]]:
+    """In plain mode, where each byte is a frame's, unless the test says otherwise."""
     source = fill(shm / "file", SIZE)
-    with LocalReceiver(shm, timeout_s=2.0) as receiver:
+    with LocalReceiver(shm, timeout_s=2.0, plain=request.param) as receiver:
         yield shm, source, receiver
+
+
+over_tls = pytest.mark.parametrize("place", [False], indirect=True, ids=["tls"])
+every_byte_of_tls = pytest.mark.parametrize(
+    ("way", "step"), [("up", SOME), ("down", SOME), pytest.param("up", 1, marks=pytest.mark.long),
+                      pytest.param("down", 1, marks=pytest.mark.long)],
+)  # fmt: skip
 
 
 def _for_each(count: int, attempt: Callable[[int], str | None]) -> list[str]:
@@ -55,12 +67,12 @@ def _sessions(
 ) -> Callable[[int], str | None]:
     """A run with the fault at a byte, and one without; None if both are as they should be."""
     base, source, receiver = place
-    contents = source.read_bytes()
+    contents, plain = source.read_bytes(), receiver.options.plain
 
     def attempt(at: int) -> str | None:
         target = receiver.into / str(at) / "file"
         with Proxy(receiver.port, **{way: [fault(at)]}) as proxy:
-            first = local_send(base, source, proxy.port, folder=str(at), timeout_s=1.0)
+            first = local_send(base, source, proxy.port, folder=str(at), timeout_s=1.0, plain=plain)
         if first.code not in codes:
             return f"{at}: exit code {first.code}: {first.message}"
         if first.code and not first.message:
@@ -69,7 +81,7 @@ def _sessions(
             return f"{at}: a wrong file was published"
         if first.code == 0 and not target.exists():
             return f"{at}: success without the file"
-        second = local_send(base, source, receiver.port, folder=str(at), timeout_s=5.0, retry_for_s=5.0)
+        second = local_send(base, source, receiver.port, folder=str(at), timeout_s=5.0, retry_for_s=5.0, plain=plain)
         if second.code != 0:
             return f"{at}: the second run: {second.code} {second.message}"
         return None if target.read_bytes() == contents else f"{at}: the second run: a wrong file"
@@ -81,9 +93,33 @@ def test_the_session_is_as_long_as_these_tests_think(place: tuple[Path, Path, Lo
     base, source, receiver = place
     for number in range(5):
         with Proxy(receiver.port) as proxy:
-            assert local_send(base, source, proxy.port, folder=str(number)).code == 0
+            assert local_send(base, source, proxy.port, folder=str(number), plain=True).code == 0
         assert UP_BYTES - 80 < proxy.up < UP_BYTES
         assert DOWN_BYTES - 120 < proxy.down < DOWN_BYTES
+
+
+@over_tls
+def test_the_session_over_tls_is_as_long_as_these_tests_think(place: tuple[Path, Path, LocalReceiver]) -> None:
+    base, source, receiver = place
+    with Proxy(receiver.port) as proxy:
+        assert local_send(base, source, proxy.port).code == 0
+    assert TLS_BYTES["up"] - 150 < proxy.up < TLS_BYTES["up"]
+    assert TLS_BYTES["down"] - 250 < proxy.down < TLS_BYTES["down"]
+
+
+@over_tls
+@every_byte_of_tls
+def test_G1_G11_cut_after_bytes_of_tls(place: tuple[Path, Path, LocalReceiver], way: str, step: int) -> None:
+    attempt = _sessions(place, lambda at: Cut(at * step, reset=at % 2 == 0), way, {0, 3})
+    assert _for_each(TLS_BYTES[way] // step, attempt) == []
+
+
+@over_tls
+@every_byte_of_tls
+def test_G4_a_bit_flipped_in_tls(place: tuple[Path, Path, LocalReceiver], way: str, step: int) -> None:
+    """A clean error. Where the handshake was damaged it may be another protocol, or one that does not begin with TLS."""
+    attempt = _sessions(place, lambda at: Flip(at * step, mask=1 << at % 8), way, {0, 3, 4, 8})
+    assert _for_each(TLS_BYTES[way] // step, attempt) == []
 
 
 @pytest.mark.parametrize(("way", "count"), [("up", UP_BYTES), ("down", DOWN_BYTES)])
@@ -109,7 +145,7 @@ def test_G4_a_bit_flipped_at_every_byte(place: tuple[Path, Path, LocalReceiver],
 def test_G4_a_damaged_payload_is_repaired_in_place(place: tuple[Path, Path, LocalReceiver]) -> None:
     base, source, receiver = place
     with Proxy(receiver.port, up=[Flip(UP_BYTES - 140)]) as proxy:
-        finished = local_send(base, source, proxy.port)
+        finished = local_send(base, source, proxy.port, plain=True)
     assert finished.code == 0
     assert 2 * SIZE < proxy.up < 2 * SIZE + 600
     assert (receiver.into / "file").read_bytes() == source.read_bytes()

@@ -98,7 +98,7 @@ def test_json(shm: Path) -> None:
     assert came == set(SCHEMA)
     assert [event["role"] for event in (sent.events[0], receiver.events[0])] == ["send", "receive"]
     assert receiver.event("listening")["pid"] == receiver.popen.pid
-    assert sent.event("session")["encrypted"] is False
+    assert sent.event("session")["encrypted"] is True
     assert sent.event("session")["session"] == receiver.event("session")["session"]
     finished = sent.finished
     assert (finished["files"], finished["failed"], finished["bytes_total"]) == (1, 0, 48 * MIB)

@@ -82,7 +82,7 @@ def test_0_does_not_retry(shm: Path) -> None:
 
 def test_it_gives_up_when_nothing_moves(shm: Path) -> None:
     source = fill(shm / "file", MIB)
-    with LocalReceiver(shm) as receiver, Proxy(receiver.port, up=[Cut(400)], on=None) as proxy:
+    with LocalReceiver(shm) as receiver, Proxy(receiver.port, up=[Cut(2000)], on=None) as proxy:
         started = time.monotonic()
         finished = local_send(shm, source, proxy.port, retry_for_s=1.0)
         assert finished.code == 3

@@ -20,7 +20,8 @@ PATIENCE_S = 40.0
 AS_USER = """
 import os, sys
 import encodings.idna, shutil, ftx.cli.main, ftx.cli.process, ftx.cli.receive, ftx.cli.report, ftx.cli.send, ftx.api
-import ftx.transfer.dialer, ftx.transfer.registry, ftx.transfer.status  # before another user may not read them
+import ftx.transfer.dialer, ftx.transfer.registry, ftx.transfer.status, ftx.net.tls
+import cryptography.x509, ssl  # before another user may not read them
 uid = int(sys.argv.pop(1))
 os.setgroups([]); os.setgid(uid); os.setuid(uid)
 ftx.cli.main.main()
