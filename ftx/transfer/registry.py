@@ -26,7 +26,7 @@ from ftx.errors import (
     Unsupported,
     UsageError,
 )
-from ftx.net import handshake, peers
+from ftx.net import handshake, keys
 from ftx.net.identity import fingerprint
 from ftx.net.lane import Lane
 from ftx.net.listen import Listener
@@ -149,13 +149,13 @@ class Receiver:
 
     def _serve(self, stop: Stop) -> tuple[int, str]:
         options = self._options
-        self._identity, lasting = peers.identity(options.config_dir)
+        self._identity, lasting = keys.identity(options.config_dir)
         if not lasting:
             where = f"{options.config_dir} ($FTX_CONFIG_DIR) cannot be written to"
             if options.secret_file is None and not options.open:
                 raise UsageError(f"{where}: without a lasting key and without `--secret-file` it lets nobody in")
             self._emit(events.Warn(f"{where}: who trusts this receiver's key does not know it again"))
-        self._keys = peers.keys(options.secret_file, listener=True)
+        self._keys = keys.keys(options.secret_file, listener=True)
         with disk.destination_errors(os.fsencode(options.dir)):
             where = os.fspath(options.dir.absolute())
         root = paths.Root(options.dir)
