@@ -12,7 +12,7 @@ import click
 
 from ftx.cli import params
 from ftx.cli.main import CONTEXT
-from ftx.options import Exists, ReceiveOptions
+from ftx.options import Exists, ReceiveOptions, size
 from ftx.protocol.messages import DEFAULT_PORT
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ DAY_S = 86_400
 @click.option(
     "--reserve",
     default="256M",
-    callback=params.checked(lambda text: CHECKS["reserve"](params.size(text))),
+    callback=params.checked(lambda text: CHECKS["reserve"](size(text))),
     metavar="SIZE",
     show_default=True,
     help="Free space to leave on the disk.",
