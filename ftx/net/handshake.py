@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
 
 from ftx.errors import FtxError, NetworkError, ProtocolError, Refused, Unproven, VersionMismatch, from_wire
 from ftx.net.identity import Identity, fingerprint, signed_by
@@ -18,6 +18,8 @@ from ftx.protocol import messages as m
 from ftx.protocol import proof
 from ftx.protocol.messages import Method
 from ftx.protocol.session import Side
+
+P = TypeVar("P")
 
 #: What a refused stranger and the person who started it read. One text, so that nothing tells them apart.
 NOT_ALLOWED = (
@@ -157,12 +159,25 @@ def attach(lane: Lane, request: m.Attach, role: m.Role) -> None:
     _expect(lane, m.Attached)
 
 
+def nobody(public: bytes) -> None:
+    """Nobody is on file."""
+
+
 def listen(
-    lane: Lane, identity: Identity, keys: Mapping[Method, bytes], *, open_: bool
-) -> tuple[bytes, m.Open | m.Attach]:
-    """The listener's half, up to and with the dialer's OPEN or ATTACH: its peer id, and that.
+    lane: Lane,
+    identity: Identity,
+    keys: Mapping[Method, bytes],
+    *,
+    open_: bool,
+    known: Callable[[bytes], P | None] = nobody,
+) -> tuple[bytes, P | None, m.Open | m.Attach]:
+    """The listener's half, up to and with the dialer's OPEN or ATTACH: its peer id, what is on file of it, and that.
 
     ``lane.deadline_s`` limits it.
+
+    Args:
+        known: what is on file of the holder of a public key, who is let in then. It is asked whatever else would let
+            it in (G7); but not for this very user, who is never on file.
 
     Raises:
         Refused: it is not whom it says, or nothing lets it in.
@@ -176,10 +191,12 @@ def listen(
     transcript = proof.transcript(their_frame, our_frame, encrypted=False, fingerprint=proof.NO_FINGERPRINT)
     if not signed_by(hello.identity, theirs.signature, proof.signed(Side.DIALER, transcript)):
         raise Refused("it could not prove that it holds the key that it shows")
+    own = hello.identity == identity.public
+    on_file = None if own else known(hello.identity)
     method = proof.accept(keys, theirs.proofs, transcript)
     if method is None:
-        if hello.identity == identity.public:
-            method = Method.KNOWN  # this very user
+        if own or on_file is not None:
+            method = Method.KNOWN
         elif open_:
             method = Method.OPEN
         else:
@@ -190,7 +207,7 @@ def listen(
     lane.send_grease()
     request, _ = _expect(lane, m.Open, m.Attach)
     assert isinstance(request, m.Open | m.Attach)
-    return proof.peer_id(hello.identity), request
+    return proof.peer_id(hello.identity), on_file, request
 
 
 def refuse(lane: Lane, error: FtxError) -> None:

@@ -30,6 +30,7 @@ from ftx.net import handshake, keys
 from ftx.net.identity import fingerprint
 from ftx.net.lane import Lane
 from ftx.net.listen import Listener
+from ftx.net.peers import Peer, Peers
 from ftx.options import ReceiveOptions
 from ftx.protocol import messages as m
 from ftx.protocol.messages import Role
@@ -38,6 +39,7 @@ from ftx.storage.partial import PartialStore
 from ftx.transfer import events
 from ftx.transfer.crew import Stop
 from ftx.transfer.ledger import Ledger
+from ftx.transfer.limits import Accounts, narrowed
 from ftx.transfer.receive import WINDOW, ReceiveSession
 
 log = logging.getLogger("ftx.registry")
@@ -55,6 +57,8 @@ MAX_STRANGERS = 512
 MAX_SUPERSEDED = 256
 SUPERSEDED = "a newer run of the same job took over"
 STOPPED = "the receiver was stopped"
+#: What a peer hears whose line means nothing; what is wrong with it is for who can mend it.
+MISTAKE = "the receiver cannot tell what it has on file of this side; whoever runs it reads there what is wrong"
 
 
 @dataclass(slots=True)
@@ -105,6 +109,8 @@ class Receiver:
         self._options = options
         self._on_event = on_event
         self._events = events.Untold()
+        self._peers = Peers(options.config_dir)
+        self._accounts = Accounts()
         self._lock = threading.Lock()
         self._strangers: dict[Lane, str] = {}  # and from where, the oldest first
         self._sessions: dict[tuple[bytes, bytes], _Session] = {}
@@ -240,11 +246,13 @@ class Receiver:
     def _greet(self, lane: Lane, address: str) -> None:
         """One connection, from its first byte to its last."""
         try:
-            peer, request = handshake.listen(lane, self._identity, self._keys, open_=self._options.open)
-            self._session(lane, address, peer, request)
+            peer, on_file, request = handshake.listen(
+                lane, self._identity, self._keys, open_=self._options.open, known=self._peers.find
+            )
+            self._session(lane, address, peer, on_file, request)
         except FtxError as error:
             if not error.from_peer:
-                handshake.refuse(lane, error)
+                handshake.refuse(lane, Refused(MISTAKE) if isinstance(error, UsageError) else error)
             if not self._events.full:  # G8: there is no end to strangers
                 self._events.put(events.Warn(f"{address}: {error}"))
         except Exception as error:  # a bug must not take the receiver down with it
@@ -256,7 +264,7 @@ class Receiver:
                 self._strangers.pop(lane, None)  # only now: one that is being refused costs a thread like the others
             lane.close()
 
-    def _session(self, lane: Lane, address: str, peer: bytes, request: m.Open | m.Attach) -> None:
+    def _session(self, lane: Lane, address: str, peer: bytes, on_file: Peer | None, request: m.Open | m.Attach) -> None:
         if isinstance(request, m.Attach):
             self._attach(lane, peer, request)
             return
@@ -264,17 +272,18 @@ class Receiver:
             raise Unsupported("this receiver does not send files")
         if request.lanes < 1:
             raise ProtocolError("OPEN for no lane")
-        paths.components(request.folder)
+        options, store = self._options, self._store
         with self._lock:
+            limits = narrowed(store.root, request.folder, options.policy, on_file, peer, self._accounts)
             self._strangers.pop(lane, None)
         lane.deadline_s = None
-        options = self._options
         lanes = min(request.lanes, MAX_LANES)
         work = ReceiveSession(
             lane,
             request,
             peer,
-            self._store,
+            store,
+            limits,
             options,
             lanes,
             self._events,

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from ftx.storage.partial import Partial, PartialStore
+from ftx.storage.paths import Root
+from ftx.storage.quota import Account
 from ftx.storage.scratch import Scratch, Whole
 
 
@@ -16,11 +18,17 @@ class UnderWay:
     Args:
         store: the partials of the destination.
         scratch: where what is small is written.
+        root: the peer's view of the destination.
+        account: of a peer with a quota.
     """
 
-    def __init__(self, store: PartialStore, scratch: Scratch) -> None:
+    def __init__(
+        self, store: PartialStore, scratch: Scratch, root: Root | None = None, account: Account | None = None
+    ) -> None:
         self.store = store
         self.scratch = scratch
+        self.root = root or store.root
+        self.account = account
         self._open: dict[int, Partial | Whole] = {}
         self.count = 0  # of the partials among them
         self._over = False

@@ -619,7 +619,7 @@ def test_g8_what_is_remembered_of_folders_is_bounded(root: Root, monkeypatch: py
         parts = (b"%d" % number, b"x")
         with root.folder(parts, make=True) as folder:
             root.sync(parts, folder)
-        assert len(root._durable) <= 4
+        assert len(root._held.durable) <= 4
 
 
 # --- The root itself -------------------------------------------------------------------------------------------------
@@ -698,9 +698,9 @@ def test_g9_nobody_waits_while_folders_are_synced(root: Root, monkeypatch: pytes
     free: list[bool] = []
 
     def sync_folder(fd: int) -> None:
-        free.append(root._lock.acquire(blocking=False))
+        free.append(root._held.lock.acquire(blocking=False))
         if free[-1]:
-            root._lock.release()
+            root._held.lock.release()
         with root.folder((b"a", b"%d" % len(free)), make=True):
             pass
 
