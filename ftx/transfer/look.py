@@ -253,7 +253,6 @@ class Looker:
         if entry.kind is Kind.FOLDER:
             if self._account is not None and not target.has(entry):
                 self._account.grant(entry.path, 0)
-                self._account.end(entry.path)
             return Whole(self._under_way.scratch, entry, self._digest)
         small = entry.size <= SMALL or entry.kind is Kind.SYMLINK or Grid.of(entry.size).count <= 1
         if not small or has_partial or not target.takes_renames(entry.path):

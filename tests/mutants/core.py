@@ -1297,7 +1297,7 @@ CORE: tuple[Mutant, ...] = (
         ("G1",),
         "ftx/storage/commit.py",
         "        folder.refuse_folded(name, entry.path)\n        if ours:",
-        "        disk.set_mode",
+        "        if ours:",
         "tests/storage/test_scratch.py::test_g1_of_two_folders_that_fold_the_second_is_refused",
     ),
     Mutant(
