@@ -21,6 +21,7 @@ COMMANDS = {
     "send": "Send files and folders to a machine that runs `ftx receive`.",
     "demo": "Show a kill and a resume on this machine.",
     "status": "Show what is unfinished below a destination.",
+    "peers": "Show and change who may send here, and which receivers you trust.",
 }
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

@@ -89,9 +89,9 @@ def receive(
       ftx receive --dir /srv/incoming --open --once
       ftx receive --bind 127.0.0.1 --port 0 --json
 
-    The same user on this machine may always send; everyone else needs the key in --secret-file, or --open. Sizes:
-    K, M, G, T are powers of 1024, as are KiB, MiB …; kB, MB … powers of 1000. Every option can also be a variable
-    of the environment: FTX_RECEIVE_PORT=9000 is --port 9000.
+    The same user on this machine may always send, and so may who is on file (`ftx peers`), within its limits; everyone
+    else needs the key in --secret-file, or --open. Sizes: K, M, G, T are powers of 1024, as are KiB, MiB …; kB, MB …
+    powers of 1000. Every option can also be a variable of the environment: FTX_RECEIVE_PORT=9000 is --port 9000.
     """
     if open and dir is None:
         raise click.UsageError("--open needs --dir: say which folder strangers may fill")
@@ -141,7 +141,7 @@ def receive(
 
 def invitation(event: Listening, options: ReceiveOptions) -> list[str]:
     """What a person has to know who now goes to the other machine."""
-    if not options.open and options.secret_file is None:
+    if not options.open and options.secret_file is None and not event.peers:
         return [
             "only you on this machine may send so far; to let others in, start with --secret-file FILE "
             "(the same file on both sides), or with --open"
@@ -157,7 +157,7 @@ def invitation(event: Listening, options: ReceiveOptions) -> list[str]:
     if options.secret_file is not None:
         words += ["--secret-file", options.secret_file.name]
     lines = [f"{where}: {shlex.join(words)}"]
-    if options.open:  # a sender is asked whether it trusts this one
+    if options.open or options.secret_file is None:  # a sender is asked whether it trusts this one
         lines.append(f"this receiver's fingerprint: {event.fingerprint}")
     return lines
 

@@ -50,6 +50,14 @@ class KnownHosts:
         """
         return {os.fsdecode(words[0]): self._key(number, words) for number, words in self._lines.words()}
 
+    def has(self, name: str) -> bool:
+        """Whether a line is about the receiver of this name or fingerprint.
+
+        Raises:
+            UsageError: the file cannot be read, or others can write to it.
+        """
+        return any(os.fsencode(name) in words[:2] for _, words in self._lines.words())
+
     def add(self, name: str, public: bytes) -> None:
         """Trust this key under this name from here on.
 

@@ -126,6 +126,22 @@ class Peers:
         """
         return [self._peer(number, words) for number, words in self._lines.words()]
 
+    def count(self) -> int:
+        """How many lines there are.
+
+        Raises:
+            UsageError: the file cannot be read, or others can write to it.
+        """
+        return sum(1 for _ in self._lines.words())
+
+    def has(self, name: str) -> bool:
+        """Whether a line, be it one that means nothing, is about the peer of this name or fingerprint.
+
+        Raises:
+            UsageError: the file cannot be read, or others can write to it.
+        """
+        return any(os.fsencode(name) in words[:2] for _, words in self._lines.words())
+
     def add(self, name: str, public: bytes) -> str:
         """Let the peer with this key come here, to read and write; the name that it has then.
 

@@ -162,6 +162,7 @@ class Receiver:
                 raise UsageError(f"{where}: without a lasting key and without `--secret-file` it lets nobody in")
             self._emit(events.Warn(f"{where}: who trusts this receiver's key does not know it again"))
         self._keys = keys.keys(options.secret_file, listener=True)
+        on_file = self._peers.count()
         with disk.destination_errors(os.fsencode(options.dir)):
             where = os.fspath(options.dir.absolute())
         root = paths.Root(options.dir)
@@ -176,7 +177,7 @@ class Receiver:
             accept.start()
             expire.start()
             shown = fingerprint(self._identity.public)
-            self._emit(events.Listening(listener.addresses, where, os.getpid(), shown))
+            self._emit(events.Listening(listener.addresses, where, os.getpid(), shown, on_file))
             reported = 0.0
             while True:
                 stop.wait(TICK_S)

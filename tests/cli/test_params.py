@@ -30,6 +30,7 @@ OPTIONS = {
         "--expire",
     ],
     "demo": ["-v", "--version"],
+    "peers": ["--version"],
     "status": ["--path", "--discard", "--json", "-v", "--version"],
 }
 
