@@ -20,9 +20,9 @@ class Account:
     """Keeps one peer's folder within its quota. All sessions of the peer share it.
 
     What counts are the bytes that the disk has allocated: for everything below the folder, whoever put it there, and
-    for the peer's partials; ``BLOCK`` at least for each. They are measured by a walk when the first entry needs it, and
-    again when one does not fit and others have ended since. So what is replaced or removed makes room, and what others
-    put there counts from the next walk on.
+    for the peer's partials; ``BLOCK`` at least for each. They are measured by a walk when the first entry of a session
+    needs it, and again when one does not fit and others have ended since. So what is replaced or removed makes room,
+    and what others put there counts from the next walk on.
 
     What is under way counts from its offer on: a file of one chunk with its size, a larger one with what the sender
     says that it occupies, and what is written beyond that before it is written. A new version counts beside the old one
@@ -48,6 +48,12 @@ class Account:
         self._used = 0
         self._under_way: dict[bytes, int] = {}  # what is in `_used` for each path that is written to
         self._ended = 0  # what is in `_used` for what has ended since the last walk
+
+    def renew(self, quota: int) -> None:
+        """Another session begins: with the quota as it is now, and with what is there now."""
+        with self._lock:
+            self.quota = quota
+            self._measured = False
 
     def grant(self, path: bytes, size: int, there: int = 0) -> None:
         """Something is to be written for ``path``, until ``end``.

@@ -50,7 +50,7 @@ class Accounts:
         account = self._accounts.get(key)
         if account is None:
             account = self._accounts[key] = Account(root, peer.folder, peer_id, peer.name, peer.quota)
-        account.quota = peer.quota  # as it is now
+        account.renew(peer.quota)
         return account
 
 

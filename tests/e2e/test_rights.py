@@ -367,6 +367,32 @@ def test_what_was_there_before_counts_and_what_goes_makes_room(shm: Path) -> Non
             assert local_send(shm, source, receiver.port, config_dir=config).code == 0
 
 
+def test_each_session_begins_with_what_is_there(shm: Path) -> None:
+    """Also where another one has counted already, and everything it had counted fitted."""
+    with LocalReceiver(shm) as receiver:
+        config = on_file(receiver, shm, "laptop", f"dir=mine quota={QUOTA}")
+        with session(config, receiver.port):
+            assert local_send(shm, fill(shm / "small", 10), receiver.port, config_dir=config).code == 0
+            fill(receiver.into / "mine" / "theirs", 6 * MIB)
+            again = local_send(shm, fill(shm / "file", 3 * MIB), receiver.port, config_dir=config)
+            assert again.code == DestinationError.exit_code
+
+
+def test_what_is_unfinished_counts(shm: Path) -> None:
+    payload = fill(shm / "chunk", MIB).read_bytes()
+    with LocalReceiver(shm) as receiver:
+        config = on_file(receiver, shm, "laptop", f"dir=mine quota={QUOTA}")
+        with session(config, receiver.port) as lane:
+            lane.send(m.Folder(b"", 1, (peer.offered(b"unfinished", 20 * MIB),)))
+            peer.heard(lane, m.Want)
+            for index in range(6):
+                lane.sock.sendall(codec.encode_data(1, index, XXH3(payload), MIB) + payload)
+            wait_until(lambda: [path.stat().st_blocks * 512 for path in partials(receiver.into)] == [6 * MIB])
+        wait_until(lambda: receiver.of_type(events.SessionEnd))
+        for size, code in ((3 * MIB, DestinationError.exit_code), (MIB, 0)):
+            assert local_send(shm, fill(shm / "file", size), receiver.port, config_dir=config).code == code
+
+
 def test_new_versions_do_not_count_twice_once_they_are_there(shm: Path) -> None:
     source = shm / "file"
     with LocalReceiver(shm) as receiver:

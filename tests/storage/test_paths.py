@@ -763,18 +763,29 @@ def test_g6_another_users_folder_is_not_opened_up(shm: Path) -> None:
         (1, "mine/closed/new", "mine/closed"),
         (2, "mine/closed/new", None),
         (0, "mine", None),
+        (2, "mine/shut", None),
+        (1, "mine/shut", "mine/shut"),
+        (1, "mine/new", None),
+        (math.inf, "mine/new", None),
     ],
 )
 def test_g6_what_is_kept_keeps_its_mode(shm: Path, depth: float, path: str, opened: str | None) -> None:
     """Folders that are closed to their owner are opened up, but only below those that are kept."""
     into = shm / "into"
     (into / "mine" / "closed" / "below").mkdir(parents=True)
-    modes = {"mine/closed/below": 0o700, "mine/closed": 0o400, "mine": 0o555, "": 0o555 if depth else 0o444}
+    (into / "mine" / "shut").mkdir()
+    modes = {
+        "mine/closed/below": 0o700,
+        "mine/shut": 0,
+        "mine/closed": 0o400,
+        "mine": 0o555,
+        "": 0o555 if depth else 0o444,
+    }
     for folder, mode in modes.items():
         os.chown(into / folder, 65534, 65534)
         (into / folder).chmod(mode)
     shm.chmod(0o755)
-    before = {name: (into / name).stat().st_mode for name in ("", "mine", "mine/closed")}
+    before = {name: (into / name).stat().st_mode for name in ("", "mine", "mine/closed", "mine/shut")}
 
     def work() -> None:
         root = Root(into, make=False).keeping(depth)
