@@ -7,6 +7,7 @@ world (a missing file, an unknown host) is not looked at.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -16,6 +17,9 @@ from typing import Any, ClassVar
 from ftx.errors import UsageError
 from ftx.protocol.manifest import DigestName
 from ftx.protocol.messages import DEFAULT_PORT, MAX_PATH
+
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?([KMGT]iB|[kKMGT]B|[kKmMgGtT]|B)?", re.ASCII)
+_POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 
 
 class Exists(Enum):
@@ -97,6 +101,17 @@ def relative(value: Any) -> str:
     if (length := len(os.fsencode(folder))) > MAX_PATH:
         raise ValueError(f"the folder's path has {length} bytes, where {MAX_PATH} are the most")
     return folder
+
+
+def size(text: str) -> int:
+    """Bytes. ``K M G T`` and ``KiB MiB …`` are powers of 1024, ``kB MB …`` powers of 1000."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(f"{text!r} is no size; write 256M, 1.5G, 500MB or a number of bytes")
+    number, unit = found[1], found[2] or "B"
+    base = 1000 if unit.endswith("B") and "i" not in unit else 1024
+    factor: int = base ** _POWERS.get(unit[0].upper(), 0)
+    return round(float(number) * factor) if "." in number else int(number) * factor
 
 
 #: What no name of a host or user needs; ssh puts these names into commands of the user's configuration, for a shell.

@@ -22,6 +22,7 @@ COMMANDS = {
     "pair": "Let a sender in by a code, once and for all.",
     "demo": "Show a kill and a resume on this machine.",
     "status": "Show what is unfinished below a destination.",
+    "peers": "Show and change who may send here, and which receivers you trust.",
 }
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

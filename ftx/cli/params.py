@@ -6,7 +6,6 @@ Rules: what a value may be is said in ``ftx.options``, for Python programs too; 
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,9 +16,6 @@ from ftx.options import Check, far_folder, login, relative
 from ftx.protocol.messages import DEFAULT_PORT
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?([KMGT]iB|[kKMGT]B|[kKmMgGtT]|B)?", re.ASCII)
-_POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 
 
 def checked(check: Check) -> Callable[[click.Context, click.Parameter, Any], Any]:
@@ -32,17 +28,6 @@ def checked(check: Check) -> Callable[[click.Context, click.Parameter, Any], Any
             raise click.BadParameter(f"{error}.") from error
 
     return callback
-
-
-def size(text: str) -> int:
-    """Bytes. ``K M G T`` and ``KiB MiB …`` are powers of 1024, ``kB MB …`` powers of 1000."""
-    found = _SIZE.fullmatch(text.strip())
-    if found is None:
-        raise ValueError(f"{text!r} is no size; write 256M, 1.5G, 500MB or a number of bytes")
-    number, unit = found[1], found[2] or "B"
-    base = 1000 if unit.endswith("B") and "i" not in unit else 1024
-    factor: int = base ** _POWERS.get(unit[0].upper(), 0)
-    return round(float(number) * factor) if "." in number else int(number) * factor
 
 
 class Remote(NamedTuple):

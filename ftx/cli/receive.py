@@ -12,7 +12,7 @@ import click
 
 from ftx.cli import params
 from ftx.cli.main import CONTEXT
-from ftx.options import Exists, ReceiveOptions
+from ftx.options import Exists, ReceiveOptions, size
 from ftx.protocol.messages import DEFAULT_PORT
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ DAY_S = 86_400
 @click.option(
     "--reserve",
     default="256M",
-    callback=params.checked(lambda text: CHECKS["reserve"](params.size(text))),
+    callback=params.checked(lambda text: CHECKS["reserve"](size(text))),
     metavar="SIZE",
     show_default=True,
     help="Free space to leave on the disk.",
@@ -92,10 +92,10 @@ def receive(
       ftx receive --dir /srv/incoming --open --once
       ftx receive --bind 127.0.0.1 --port 0 --json
 
-    The same user on this machine may always send. Everyone else is paired once, by a code that is shown here on a
-    terminal, or by `ftx pair`; or needs the key in --secret-file, or --open. Sizes: K, M, G, T are powers of 1024, as
-    are KiB, MiB …; kB, MB … powers of 1000. Every option can also be a variable of the environment:
-    FTX_RECEIVE_PORT=9000 is --port 9000.
+    The same user on this machine may always send, and so may who is on file (`ftx peers`), within its limits. Everyone
+    else is paired once, by a code that is shown here on a terminal, or by `ftx pair`; or needs the key in
+    --secret-file, or --open. Sizes: K, M, G, T are powers of 1024, as are KiB, MiB …; kB, MB … powers of 1000. Every
+    option can also be a variable of the environment: FTX_RECEIVE_PORT=9000 is --port 9000.
     """
     if over_ssh:
         return _over_ssh()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from ftx.errors import (
     FtxError,
@@ -42,6 +42,8 @@ PLAIN_HERE = "the receiver was started with `--plain`, and the sender without; g
 PLAIN_THERE = "the sender was started with `--plain`, and the receiver without; give it to both, or to none"
 #: What a stranger reads who speaks something else (a browser, a port scanner, a person with telnet).
 NOT_FTX = b"This port speaks ftx, a file-transfer protocol, and nothing else.\r\n"
+
+P = TypeVar("P")
 
 #: What a refused stranger and the person who started it read. One text, so that nothing tells them apart.
 NOT_ALLOWED = (
@@ -227,8 +229,8 @@ def _transcript(lane: Lane, dialer_hello: bytes, listener_hello: bytes) -> bytes
     return proof.transcript(dialer_hello, listener_hello, encrypted=lane.encrypted, fingerprint=lane.fingerprint)
 
 
-def _nobody(_public: bytes) -> bool:
-    return False
+def nobody(public: bytes) -> None:
+    """Nobody is on file."""
 
 
 def listen(
@@ -238,17 +240,19 @@ def listen(
     credentials: Credentials | None,
     *,
     open_: bool,
-    known: Callable[[bytes], bool] = _nobody,
+    known: Callable[[bytes], P | None] = nobody,
     pairing: Pairing | None = None,
     address: str = "",
-) -> tuple[bytes, m.Open | m.Attach] | None:
-    """The listener's half, up to and with the dialer's OPEN or ATTACH: its peer id, and that; None: it was paired.
+) -> tuple[bytes, P | None, m.Open | m.Attach] | None:
+    """The listener's half, up to and with the dialer's OPEN or ATTACH: its peer id, what is on file of it,
+    and that; None: it was paired.
 
     ``lane.deadline_s`` limits it.
 
     Args:
         credentials: for TLS; None: without TLS, as its user said.
-        known: whether the dialer with this public key may come in.
+        known: what is on file of the holder of a public key, who is let in then. It is asked whatever else would let
+            it in (G7); but not for this very user, who is never on file.
         pairing: None: this listener does not pair.
         address: the dialer's.
 
@@ -279,12 +283,14 @@ def listen(
         return None
     assert isinstance(theirs, m.Proof)
     _check_signature(hello, theirs, transcript)
+    own = hello.identity == identity.public
+    on_file = None if own else known(hello.identity)
     method = proof.accept(keys, theirs.proofs, transcript)
     if method is None:
         if Method.SSH in keys:
             raise Refused(NOT_ALLOWED)  # it was started for one run, which has the key
-        if hello.identity == identity.public or known(hello.identity):
-            method = Method.KNOWN  # this very user, or a peer
+        if own or on_file is not None:
+            method = Method.KNOWN
         elif open_:
             method = Method.OPEN
         else:
@@ -293,7 +299,7 @@ def listen(
     lane.send_grease()
     request, _ = _expect(lane, m.Open, m.Attach)
     assert isinstance(request, m.Open | m.Attach)
-    return proof.peer_id(hello.identity), request
+    return proof.peer_id(hello.identity), on_file, request
 
 
 def _let_pair(

@@ -6,16 +6,16 @@ not the usual one. Lines of other names are not looked at, whatever is in them.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 
 from ftx.errors import UsageError
 from ftx.net.identity import fingerprint, public_key
+from ftx.net.lines import Lines, appended, said
 from ftx.protocol.messages import DEFAULT_PORT
 
 FILE = "known_hosts"
-_HEAD = "# Receivers that this user trusts, a name and a fingerprint a line.\n"
+_HEAD = b"# Receivers that this user trusts, a name and a fingerprint a line.\n"
 
 
 def name_of(host: str, port: int) -> str:
@@ -28,6 +28,7 @@ class KnownHosts:
 
     def __init__(self, config: Path) -> None:
         self.path = config / FILE
+        self._lines = Lines(self.path, _HEAD)
 
     def find(self, name: str) -> bytes | None:
         """The public key on file for this name; the last, if there are several.
@@ -36,42 +37,56 @@ class KnownHosts:
             UsageError: the file cannot be read, others can write to it, or the line of this name means nothing.
         """
         found: bytes | None = None
-        for number, line in enumerate(self._lines(), 1):
-            words = line.split()
-            if words[:1] != [name]:
-                continue
-            try:
-                found = public_key(words[1])
-            except (IndexError, ValueError) as error:
-                raise UsageError(f"{self.path}, line {number}: no fingerprint behind the name") from error
+        for number, words in self._lines.words():
+            if words[0] == os.fsencode(name):
+                found = self._key(number, words)
         return found
+
+    def all(self) -> dict[str, bytes]:
+        """The public key of each name.
+
+        Raises:
+            UsageError: the file cannot be read, others can write to it, or a line of it means nothing.
+        """
+        return {os.fsdecode(words[0]): self._key(number, words) for number, words in self._lines.words()}
+
+    def has(self, name: str) -> bool:
+        """Whether a line is about the receiver of this name or fingerprint.
+
+        Raises:
+            UsageError: the file cannot be read, or others can write to it.
+        """
+        return any(os.fsencode(name) in words[:2] for _, words in self._lines.words())
 
     def add(self, name: str, public: bytes) -> None:
         """Trust this key under this name from here on.
 
         Raises:
             OSError: it cannot be written down.
+            UsageError: others can write to the file.
         """
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "r+", encoding="utf-8", errors="surrogateescape") as file:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            before = file.read()
-            line = f"{name} {fingerprint(public)}\n"
-            if line.rstrip() in before.splitlines():
-                return  # another process was faster
-            ends = not before or before.endswith("\n")
-            file.write(("" if before else _HEAD) + ("" if ends else "\n") + line)
-            file.flush()
-            os.fsync(fd)
+        line = os.fsencode(f"{name} {fingerprint(public)}")
+        # Another process may have been faster.
+        self._lines.change(lambda lines: lines if line in map(bytes.rstrip, lines) else appended(lines, line))
 
-    def _lines(self) -> list[str]:
+    def remove(self, name: str) -> list[str]:
+        """Trust the receiver of this name, or all with this fingerprint, no longer; the names that went.
+
+        Raises:
+            OSError, UsageError: as ``add``.
+        """
+        wanted = os.fsencode(name)
+        gone: list[str] = []
+
+        def edit(lines: list[bytes]) -> list[bytes]:
+            gone.extend(os.fsdecode(said(line)[0]) for line in lines if wanted in said(line)[:2])
+            return [line for line in lines if wanted not in said(line)[:2]]
+
+        self._lines.change(edit)
+        return gone
+
+    def _key(self, number: int, words: list[bytes]) -> bytes:
         try:
-            with self.path.open(encoding="utf-8", errors="surrogateescape") as file:
-                if os.fstat(file.fileno()).st_mode & 0o022:
-                    raise UsageError(f"others can write to {self.path}; `chmod 600` it, if it is what it should be")
-                return file.read().splitlines()
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        except OSError as error:
-            raise UsageError(f"{self.path}: {error.strerror}") from error
+            return public_key(words[1].decode())
+        except (IndexError, ValueError) as error:
+            raise UsageError(f"{self.path}, line {number}: no fingerprint behind the name") from error

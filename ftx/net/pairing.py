@@ -248,11 +248,11 @@ class Pairing:
         Refused: a file of the configuration folder cannot be used.
 
     Args:
-        add: files a peer's key under a name.
+        add: files a peer's key under a name, or one like it, which it gives back.
         on_paired: told of each.
     """
 
-    def __init__(self, codes: Codes, add: Callable[[str, bytes], None], on_paired: Callable[[Paired], None]) -> None:
+    def __init__(self, codes: Codes, add: Callable[[str, bytes], str], on_paired: Callable[[Paired], None]) -> None:
         self._codes = codes
         self._add = add
         self._on_paired = on_paired
@@ -292,5 +292,5 @@ class Pairing:
             peer = self._codes.used(code, address, public)
             if peer is None:
                 raise WrongCode(WRONG_CODE)
-            self._add(peer.name, public)
-        self._on_paired(peer)
+            name = self._add(peer.name, public)
+        self._on_paired(peer._replace(name=name))

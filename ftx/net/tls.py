@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 
 from ftx.errors import KeysWorn, LinkLost, NotFtx
 from ftx.net.identity import Identity
-from ftx.net.peers import write_private
+from ftx.net.keys import write_private
 from ftx.protocol import messages as m
 
 ALPN = "ftx/1"

@@ -141,15 +141,18 @@ def _publish_one(scratch: Scratch, whole: Whole, folder: Folder, name: bytes, po
         whole.there = False
         whole.close()
         return name
+    ours = policy is Policy.REPLACE
     try:
         fd = disk.open_folder(name, folder=folder.fd)
     except FileNotFoundError:
         disk.make_folder(name, 0o700, folder=folder.fd)
+        ours = True
         fd = disk.open_folder(name, folder=folder.fd)
     try:
         folder.refuse_folded(name, entry.path)
-        disk.set_mode(fd, entry.mode)
-        disk.set_times(fd, entry.mtime_ns)
+        if ours:  # one that came meanwhile is kept as it is
+            disk.set_mode(fd, entry.mode)
+            disk.set_times(fd, entry.mtime_ns)
         if sync:
             disk.sync_folder(fd)
     finally:

@@ -105,6 +105,11 @@ def size(fd: int) -> int:
     return os.fstat(fd).st_size
 
 
+def allocated(fd: int) -> int:
+    """Bytes that a file occupies on its disk, also those that have not reached it."""
+    return os.fstat(fd).st_blocks * 512
+
+
 def data_ranges(fd: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
     """The byte ranges inside ``[start, stop)`` that are not holes; all of it where the system cannot tell."""
     if not hasattr(os, "SEEK_DATA"):

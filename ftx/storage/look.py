@@ -63,6 +63,10 @@ class Target:
         except OSError as error:
             raise disk.destination_error(entry.path, error) from error
 
+    def has(self, entry: Entry) -> bool:
+        """Whether there is anything under the name of ``entry``, which was looked at."""
+        return self._folder is not None and disk.look(os.path.basename(entry.path), folder=self._folder.fd) is not None
+
     def takes_renames(self, path: bytes) -> bool:
         """Whether a rename of ``path`` from ftx's own folder can work. The folder is made if it is missing.
 

@@ -19,6 +19,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from ftx.errors import Busy, DestinationError, NoSpace, TooLarge
 from ftx.protocol.manifest import Buffer, ChunkDigests, DigestName, Entry, Grid, zeros
@@ -27,6 +28,9 @@ from ftx.storage import disk
 from ftx.storage.inuse import InUse
 from ftx.storage.journal import Journal, JournalHeader
 from ftx.storage.paths import BESIDE_PREFIX, BESIDE_SUFFIX, Folder, Root, file_components
+
+if TYPE_CHECKING:
+    from ftx.storage.quota import Account
 
 JOURNAL_BYTES = 16 * 1024 * 1024
 JOURNAL_S = 0.2
@@ -61,6 +65,7 @@ class Partial(InUse):
         digests: of chunks that this process has verified, also in an earlier session.
         settled: what was held when it was opened is on the disk, and out of the cache.
         needed: bytes of space that are set aside for what is still to be written.
+        account: of a peer with a quota; knows what is written before it is.
     """
 
     def __init__(self, root: Root, key: bytes, header: JournalHeader, entry: Entry) -> None:
@@ -75,6 +80,7 @@ class Partial(InUse):
         self.name = key + BESIDE_SUFFIX
         self.journal_name = key + JOURNAL_SUFFIX
         self.needed = 0
+        self.account: Account | None = None
         self.settled = False
         self._own = root.own_folder()
         self._sync_lock = threading.Lock()
@@ -189,7 +195,13 @@ class Partial(InUse):
     # --- chunks ---
 
     def write(self, index: int, payload: Buffer) -> None:
-        """Put a verified chunk in its place and note it."""
+        """Put a verified chunk in its place and note it.
+
+        Raises:
+            DestinationError: the quota of its peer has no room for it.
+        """
+        if self.account is not None:
+            self.account.grow(self.entry.path, disk.allocated(self.fd) + len(payload))
         failures = self._begin(index, index + 1)
         disk.write_at(self.fd, payload, self.grid.offset(index))
         self._mark(index, index + 1, len(payload), failures)
@@ -364,7 +376,7 @@ class PartialStore:
         self._reserve = reserve
         self._patient_until_s = time.monotonic() + patience_s
         self._memory: OrderedDict[bytes, Partial] = OrderedDict()
-        self._open: set[bytes] = set()
+        self._open: dict[bytes, Account | None] = {}
         self._partials: set[Partial] = set()  # those that are open
         self._left: tuple[int, frozenset[bytes]] = -1, frozenset()  # as it was when the folder had changed then
         self._spare = 0  # what may still be granted, and since when
@@ -373,8 +385,15 @@ class PartialStore:
         self._looked_s = 0.0
         self._lock = threading.Lock()  # never held while the disk is waited for: whoever leaves needs it (G9)
 
-    def open(self, peer: bytes, entry: Entry, digest: DigestName) -> Partial:
+    def open(
+        self, peer: bytes, entry: Entry, digest: DigestName, *, root: Root | None = None,
+        account: Account | None = None,
+    ) -> Partial:  # fmt: skip
         """The partial of ``peer`` for ``entry``'s path, reopened or made.
+
+        Args:
+            root: the peer's view of the destination.
+            account: of a peer with a quota.
 
         Raises:
             NameRefused, NoSpace, TooLarge, Busy, DestinationError: it cannot be.
@@ -382,7 +401,7 @@ class PartialStore:
         parts = file_components(entry.path)
         key = key_of(peer, entry.path)
         header = JournalHeader.of(peer, entry, digest, 0)
-        self.claim(entry.path)
+        self.claim(entry.path, account=account)
         try:
             with self._lock:
                 before = self._memory.get(key)
@@ -390,11 +409,18 @@ class PartialStore:
             if before is not None and not before.closed.wait(CLOSE_S):
                 raise Busy(f"{disk.show(entry.path)}: the disk has not finished with an earlier transfer of it")
             with disk.destination_errors(entry.path):
-                if key not in self.left():  # nothing of it is there, and nothing is left of it if it does not fit
+                fresh = key not in self.left()
+                if fresh:  # nothing of it is there, and nothing is left of it if it does not fit
                     self._check_room(entry.path, entry.allocated, self.root.fd)
+                    if account is not None:
+                        account.grant(entry.path, entry.allocated)
                 partial = Partial(self.root, key, header, entry)
+                partial.account = account
                 try:
-                    partial.open(self.root, parts, self._patient_until_s)
+                    partial.open(root or self.root, parts, self._patient_until_s)
+                    if account is not None and not fresh:
+                        there = disk.allocated(partial.fd)
+                        account.grant(entry.path, max(entry.allocated, there), there)
                     self._set_aside(partial)
                 except BaseException:
                     partial.close()
@@ -408,11 +434,12 @@ class PartialStore:
             partial.remember(before)
         return partial
 
-    def claim(self, path: bytes, needed: int = 0) -> None:
+    def claim(self, path: bytes, needed: int = 0, account: Account | None = None) -> None:
         """Have a destination path for one transfer alone, until ``unclaim`` or ``release``.
 
         Args:
             needed: bytes, where they are written in one go; what needs longer has its space set aside.
+            account: told when others may have the path.
 
         Raises:
             Busy: another has it.
@@ -427,7 +454,7 @@ class PartialStore:
             fits = not needed or spare - needed >= self._reserve
             if fits:
                 self._spare -= needed
-                self._open.add(path)
+                self._open[path] = account
         if not fits:
             raise self._no_space(path, needed, spare, self.root.fd)
 
@@ -439,20 +466,22 @@ class PartialStore:
             known = time.monotonic() < self._spare_s + SPACE_S
             if not known or self._spare - needed < self._reserve:
                 return False
-            if len(set(paths)) < len(paths) or not self._open.isdisjoint(paths):
+            if len(set(paths)) < len(paths) or not self._open.keys().isdisjoint(paths):
                 return False
             self._spare -= needed
-            self._open.update(paths)
+            self._open.update(dict.fromkeys(paths))
             return True
 
     def unclaim(self, paths: Sequence[bytes]) -> None:
         """Others may have these now."""
         with self._lock:
-            self._open.difference_update(paths)
+            for path in paths:
+                if (account := self._open.pop(path, None)) is not None:
+                    account.end(path)
 
     def _set_aside(self, partial: Partial) -> None:
         """Set the space aside that the partial may still need."""
-        needed = max(0, partial.entry.allocated - os.fstat(partial.fd).st_blocks * 512)
+        needed = max(0, partial.entry.allocated - disk.allocated(partial.fd))
         self._check_room(partial.entry.path, needed, partial.fd, partial)
 
     def _look_for_spare(self, path: bytes) -> None:
@@ -517,8 +546,11 @@ class PartialStore:
                 self._left = changed, left
             return left
 
-    def clear(self, peer: bytes, entry: Entry, *, fsync: bool) -> None:
+    def clear(self, peer: bytes, entry: Entry, *, fsync: bool, root: Root | None = None) -> None:
         """The entry is there under its name already: end what a crash left of its commit (G5).
+
+        Args:
+            root: the peer's view of the destination.
 
         Raises:
             DestinationError: its name cannot be made durable.
@@ -536,7 +568,7 @@ class PartialStore:
             try:
                 if not disk.lock(fd):
                     return  # another transfer is at it
-                with self.root.folder(parts[:-1]) as folder:
+                with (root or self.root).folder(parts[:-1]) as folder:
                     if fsync:
                         self.root.sync(parts[:-1], folder)
                     with suppress(OSError):  # what stays costs space, and the next run tries again

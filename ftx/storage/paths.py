@@ -6,12 +6,14 @@ that was planted before, or is swapped in during the run, is refused and never f
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import re
 import threading
 import unicodedata
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -107,12 +109,17 @@ def _spellings(name: bytes) -> list[bytes]:
 
 
 class Folder:
-    """An open folder below a root. A context manager; ``fd`` is its descriptor."""
+    """An open folder below a root. A context manager; ``fd`` is its descriptor.
 
-    __slots__ = ("_folds", "_names", "fd")
+    Args:
+        kept: its mode stays as it is.
+    """
 
-    def __init__(self, fd: int) -> None:
+    __slots__ = ("_folds", "_kept", "_names", "fd")
+
+    def __init__(self, fd: int, *, kept: bool = False) -> None:
         self.fd = fd
+        self._kept = kept
         self._names: set[bytes] | None = None
         self._folds: bool | None = None  # whether case is one to it; None until a name told
 
@@ -157,6 +164,8 @@ class Folder:
 
     def make_writable(self) -> None:
         """Where a source's folder is read-only, so is its copy; its own entry, the last, makes it so again."""
+        if self._kept:
+            return
         info, user = os.fstat(self.fd), os.geteuid()
         if info.st_mode & 0o300 != 0o300 and user == info.st_uid != 0:  # root needs no leave
             disk.give_owner_access(self.fd, info.st_mode)
@@ -167,6 +176,21 @@ class Folder:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:  # fmt: skip
         os.close(self.fd)
+
+
+@dataclass(slots=True)
+class _Held:
+    """What all views of a root share.
+
+    Attributes:
+        durable: folders in which no folder was made since they were synced.
+        made: folders, by this process.
+    """
+
+    fd: int
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    durable: set[tuple[bytes, ...]] = field(default_factory=set)
+    made: int = 0
 
 
 class Root:
@@ -184,15 +208,28 @@ class Root:
         with disk.destination_errors(name):
             if make:
                 _make_all(path)
-            self.fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._held = _Held(os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         self.path = path
-        self._lock = threading.Lock()
-        self._durable: set[tuple[bytes, ...]] = set()  # folders in which no folder was made since they were synced
-        self._made = 0  # folders, by this process
+        self._keeps = -1.0  # how deep folders keep their modes
+
+    @property
+    def fd(self) -> int:
+        return self._held.fd
 
     def close(self) -> None:
-        fd, self.fd = self.fd, -1
+        """Of all its views."""
+        fd, self._held.fd = self._held.fd, -1
         os.close(fd)
+
+    def keeping(self, depth: float) -> Root:
+        """The same root, seen by who must not change the modes of folders that are there.
+
+        Args:
+            depth: of the deepest of them, in components: 0 for the root itself alone, ``inf`` for all.
+        """
+        view = copy.copy(self)
+        view._keeps = depth
+        return view
 
     def folder(self, parts: tuple[bytes, ...], *, make: bool = False, mode: int = 0o700) -> Folder:
         """Open the folder ``parts`` below the root, component by component, making what is missing if told.
@@ -213,15 +250,17 @@ class Root:
         except BaseException:
             os.close(fd)
             raise
-        return Folder(fd)
+        return Folder(fd, kept=len(parts) <= self._keeps)
 
     def _enter(self, fd: int, part: bytes, above: tuple[bytes, ...], mode: int | None) -> int:
         try:
             try:
                 below = disk.open_folder(part, folder=fd)
             except PermissionError:
+                if len(above) + 1 <= self._keeps:
+                    raise
                 # It, or what it is in, is closed to its owner, as at the source; its own entry makes it so again.
-                Folder(fd).make_writable()
+                Folder(fd, kept=len(above) <= self._keeps).make_writable()
                 if disk.look(part, folder=fd) is not None:
                     disk.set_mode_of(part, 0o700, folder=fd)
                 below = disk.open_folder(part, folder=fd)
@@ -235,10 +274,10 @@ class Root:
                 os.close(below)
                 raise
             return below
-        Folder(fd).make_writable()
-        with self._lock, suppress(FileExistsError):  # another session or process was faster
-            self._durable.discard(above)
-            self._made += 1
+        Folder(fd, kept=len(above) <= self._keeps).make_writable()
+        with self._held.lock, suppress(FileExistsError):  # another session or process was faster
+            self._held.durable.discard(above)
+            self._held.made += 1
             disk.make_folder(part, mode, folder=fd)
         return disk.open_folder(part, folder=fd)
 
@@ -265,9 +304,9 @@ class Root:
         made them, and not come this far.
         """
         disk.sync_folder(folder.fd)
-        with self._lock:
-            made = self._made
-            left = [depth for depth in range(len(parts)) if parts[:depth] not in self._durable]
+        with self._held.lock:
+            made = self._held.made
+            left = [depth for depth in range(len(parts)) if parts[:depth] not in self._held.durable]
         if not left:
             return
         unsynced = set(left)
@@ -283,12 +322,12 @@ class Root:
                     disk.sync_folder(above.fd)
         finally:
             os.close(above.fd)
-        with self._lock:
-            if self._made != made:
+        with self._held.lock:
+            if self._held.made != made:
                 return  # a folder that was made meanwhile may not be covered
-            if len(self._durable) + len(left) > MAX_DURABLE:
-                self._durable.clear()  # G8: syncing again costs little
-            self._durable.update(parts[:depth] for depth in left[:MAX_DURABLE])
+            if len(self._held.durable) + len(left) > MAX_DURABLE:
+                self._held.durable.clear()  # G8: syncing again costs little
+            self._held.durable.update(parts[:depth] for depth in left[:MAX_DURABLE])
 
 
 def _make_all(path: Path) -> None:

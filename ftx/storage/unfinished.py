@@ -50,6 +50,7 @@ class UnfinishedFile:
         age_s: seconds since it was last touched.
         peer: whose it is, 32 bytes.
         running: a session has it, in this process or another one.
+        allocated: bytes that it occupies on the disk.
     """
 
     key: bytes
@@ -59,6 +60,7 @@ class UnfinishedFile:
     age_s: float
     peer: bytes
     running: bool
+    allocated: int
 
 
 # --- listing ---------------------------------------------------------------------------------------------------------
@@ -111,7 +113,7 @@ def _look_at(root: Root, own: Folder, key: bytes) -> UnfinishedFile | None:
             return None
         return UnfinishedFile(
             key, header.path, header.size, Grid.of(header.size).bytes_in(held),
-            _age_s(info, partials), header.peer, _is_locked(fd),
+            _age_s(info, partials), header.peer, _is_locked(fd), sum(found.st_blocks * 512 for found in partials),
         )  # fmt: skip
     finally:
         os.close(fd)

@@ -30,7 +30,7 @@ from ftx.errors import (
     UsageError,
     from_wire,
 )
-from ftx.net import handshake, known, peers
+from ftx.net import handshake, keys, known
 from ftx.net.handshake import Met, Trust
 from ftx.net.identity import fingerprint
 from ftx.net.known import KnownHosts
@@ -155,12 +155,12 @@ class SendRun:
 
     def _send(self) -> None:
         options = self._options
-        self._identity, self._lasting = peers.identity(options.config_dir)
+        self._identity, self._lasting = keys.identity(options.config_dir)
         if not self._lasting:
             where = f"{options.config_dir} ($FTX_CONFIG_DIR) cannot be written to"
             self._emit(events.Warn(f"{where}: a later run cannot go on with what this one leaves"))
         if not options.ssh:  # whom that starts has a key for this run alone
-            self._keys = peers.keys(options.secret_file, listener=False)
+            self._keys = keys.keys(options.secret_file, listener=False)
             self._trust = self._trust._replace(known=self._known.find(self._trust.name))
         self._check_sources()
         places: list[Place] = []

@@ -79,13 +79,17 @@ class Start(Event):
 
 @dataclass(frozen=True, slots=True)
 class Listening(Event):
-    """The receiver is ready for senders. ``addresses`` are (host, port) pairs, ``fingerprint`` is that of its key."""
+    """The receiver is ready for senders.
+
+    ``addresses`` are (host, port) pairs, ``fingerprint`` is that of its key, ``peers`` are on file now.
+    """
 
     type: ClassVar[str] = "listening"
     addresses: tuple[tuple[str, int], ...]
     dir: str
     pid: int
     fingerprint: str = ""
+    peers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,3 +259,33 @@ class StatusFinished(Finished):
 @dataclass(frozen=True, slots=True)
 class PairFinished(Finished):
     """Pairing: last of all. Nothing was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnKey(Event):
+    """Peers: this user's own fingerprint, by which others know it."""
+
+    type: ClassVar[str] = "identity"
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class MayCome(Event):
+    """Peers: who may come here. ``dir`` is below the receiver's, empty for all of it; sizes are null for any."""
+
+    type: ClassVar[str] = "peer"
+    name: str
+    fingerprint: str
+    rights: tuple[str, ...]
+    dir: bytes
+    quota: int | None
+    max_size: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class KnownReceiver(Event):
+    """Peers: a receiver that this user trusts, by the name it is called."""
+
+    type: ClassVar[str] = "receiver"
+    name: str
+    fingerprint: str

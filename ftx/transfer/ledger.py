@@ -48,10 +48,10 @@ COMPARE_STEP = 64
 COMPARES_OPEN = 4
 
 
-def _problem(offered: m.Offered) -> FtxError | None:
+def _problem(offered: m.Offered, max_size: int) -> FtxError | None:
     """Why an offer cannot be taken, whatever is on the disk."""
-    if offered.size > MAX_FILE_SIZE and offered.kind is Kind.FILE:
-        return TooLarge(f"larger than {MAX_FILE_SIZE >> 40} TiB")
+    if offered.size > max_size and offered.kind is Kind.FILE:
+        return TooLarge(f"{offered.size} bytes, where {max_size} are the most that the receiver takes from this peer")
     if not offered.name or b"/" in offered.name:
         return NameRefused("an entry's name that is not one name")
     if offered.kind is Kind.SYMLINK and (not offered.target or b"\0" in offered.target):
@@ -70,13 +70,18 @@ class Ledger:
         window: entries that the sender may have outstanding.
         folder: where the session's paths begin, from the destination on; empty for itself.
         tell_all: ``ended`` has every entry, and not only those that failed.
+        max_size: bytes of the largest file that is taken.
     """
 
-    def __init__(self, digest: DigestName, window: int, folder: bytes = b"", *, tell_all: bool = True) -> None:
+    def __init__(
+        self, digest: DigestName, window: int, folder: bytes = b"", *, tell_all: bool = True,
+        max_size: int = MAX_FILE_SIZE,
+    ) -> None:  # fmt: skip
         self._lock = threading.Lock()
         self._digest = digest
         self._folder_path = folder
         self._tell_all = tell_all
+        self._max_size = max_size
         self._window = max(window, m.INITIAL_WINDOW)
         self._live: dict[int, Receiving | Small] = {}
         self._inside: dict[bytes, int] = {}  # folder -> live entries right below it
@@ -131,7 +136,7 @@ class Ledger:
             self._highest = entry_id
             entry = offered.entry(entry_id, folder)
             small = entry.size <= SMALL and entry.kind is Kind.FILE
-            problem = _problem(offered)
+            problem = _problem(offered, self._max_size)
             if small and problem is None:
                 self._live[entry_id] = Small(entry, folder)
                 self.bytes_offered += offered.size

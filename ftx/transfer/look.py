@@ -47,10 +47,13 @@ class Looker:
         self._under_way = under_way
         self._room = room
         self._store = under_way.store
+        self._root = under_way.root
+        self._account = under_way.account
         self._peer = peer
         self._top = top
         self._policy = policy
-        self._searches = policy is Exists.RENAME  # for a name that is free: thousands of looks for one offer, maybe
+        # For a name that is free: thousands of looks for one offer, maybe. Or through all that is in a folder.
+        self._searches = policy is Exists.RENAME or self._account is not None
         self._digest = digest
         self._fsync = fsync
         self._offers: queue.SimpleQueue[Sequence[Entry] | None] = queue.SimpleQueue()
@@ -152,13 +155,12 @@ class Looker:
         Args:
             at_once: LATER for what needs more than a look: a partial may be in use, or be opened, for long.
         """
-        root = self._store.root
         try:
             if self._top:
                 self._make_top()
             with disk.destination_errors(entries[0].path):
                 left = self._store.left()
-            target = Target(root, entries[0].path.rpartition(b"/")[0])
+            target = Target(self._root, entries[0].path.rpartition(b"/")[0])
         except FtxError as error:
             return [(entry.id, Reject(error.wire, str(error))) for entry in entries]
         with target:
@@ -186,8 +188,10 @@ class Looker:
             for entry, reason in zip(entries, reasons, strict=True)
             if reason is None and entry.size <= SMALL and entry.kind is Kind.FILE
         ]
+        if left or not fresh or self._account is not None:
+            return {}
         try:
-            if left or not fresh or not target.takes_renames(fresh[0].path) or not self._store.claim_all(fresh):
+            if not target.takes_renames(fresh[0].path) or not self._store.claim_all(fresh):
                 return {}
         except FtxError:
             return {}
@@ -196,7 +200,7 @@ class Looker:
 
     def _make_top(self) -> None:
         """The folder that OPEN names is nobody's entry: it is made as this user makes folders."""
-        with disk.destination_errors(self._top), self._store.root.folder(components(self._top), make=True, mode=0o777):
+        with disk.destination_errors(self._top), self._root.folder(components(self._top), make=True, mode=0o777):
             self._top = b""
 
     def _reason(self, target: Target, entry: Entry) -> m.SkipReason | FtxError | None:
@@ -224,7 +228,7 @@ class Looker:
                 if has_partial and reason is m.SkipReason.SAME:
                     if at_once:
                         return LATER
-                    self._store.clear(self._peer, entry, fsync=self._fsync)
+                    self._store.clear(self._peer, entry, fsync=self._fsync, root=self._root)
                 return Leave(reason)
             partial = self._open(target, entry, has_partial=has_partial, at_once=at_once)
         except FtxError as error:
@@ -247,6 +251,8 @@ class Looker:
         What is small needs no journal: nothing of it is worth resuming.
         """
         if entry.kind is Kind.FOLDER:
+            if self._account is not None and not target.has(entry):
+                self._account.grant(entry.path, 0)
             return Whole(self._under_way.scratch, entry, self._digest)
         small = entry.size <= SMALL or entry.kind is Kind.SYMLINK or Grid.of(entry.size).count <= 1
         if not small or has_partial or not target.takes_renames(entry.path):
@@ -254,6 +260,12 @@ class Looker:
                 return None
             if entry.kind is Kind.SYMLINK:
                 raise DestinationError(f"{disk.show(entry.path)}: a link on another file system than the destination")
-            return self._store.open(self._peer, entry, self._digest)
-        self._store.claim(entry.path, entry.allocated)
+            return self._store.open(self._peer, entry, self._digest, root=self._root, account=self._account)
+        self._store.claim(entry.path, entry.allocated, self._account)
+        try:
+            if self._account is not None:  # what the sender says of its holes is not believed
+                self._account.grant(entry.path, entry.size)
+        except DestinationError:
+            self._store.unclaim([entry.path])
+            raise
         return Whole(self._under_way.scratch, entry, self._digest, claimed=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import ftx
 from ftx.errors import FtxError, Interrupted, PeerSilent, ProtocolError, Superseded, UsageError, WrongCode
-from ftx.net import dial, handshake, known, pairing, peers
+from ftx.net import dial, handshake, keys, known, pairing
 from ftx.net.identity import Identity, fingerprint
 from ftx.net.known import KnownHosts
 from ftx.net.lane import Lane
@@ -126,7 +126,7 @@ def pair(options: PairOptions, code: Code, emit: events.OnEvent, stop: Stop) -> 
     """Pair with a receiver; see ``api.pair``."""
 
     def work() -> None:
-        identity, lasting = peers.identity(options.config_dir)
+        identity, lasting = keys.identity(options.config_dir)
         if not lasting:
             raise UsageError(f"{options.config_dir} ($FTX_CONFIG_DIR) cannot be written to: no key would last")
         trusted = KnownHosts(options.config_dir)

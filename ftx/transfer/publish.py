@@ -178,7 +178,7 @@ class Publisher:
 
     def _publish_group(self, wholes: Sequence[Whole]) -> None:
         """Publish what was written in one go. What finds no room waits for it; what was published is not touched."""
-        scratch, root = self._under_way.scratch, self._under_way.store.root
+        scratch, root = self._under_way.scratch, self._under_way.root
         left = list(wholes)
         actions: list[Action] = []
         published: list[tuple[int, bytes]] = []
@@ -224,7 +224,7 @@ class Publisher:
 
                 def publish() -> None:
                     nonlocal path
-                    path = commit.publish(self._under_way.store.root, partial, self._policy, fsync=self._fsync)
+                    path = commit.publish(self._under_way.root, partial, self._policy, fsync=self._fsync)
 
                 self._room.use(partial.entry.path, publish)
                 actions = self._ledger.committed([(entry_id, path)], durable=self._fsync)

@@ -36,6 +36,7 @@ from ftx.transfer.actions import (
 )
 from ftx.transfer.crew import Crew
 from ftx.transfer.ledger import Ledger
+from ftx.transfer.limits import Limits
 from ftx.transfer.look import Looker
 from ftx.transfer.publish import Publisher
 from ftx.transfer.receiving import Receiving, Small
@@ -64,6 +65,7 @@ class ReceiveSession:
         request: the sender's OPEN.
         peer: who sends; partials hang on it.
         store: the partials of the destination.
+        limits: what it may do there.
         options: the receiver's.
         lanes: how many the sender gets.
         untold: gets an event for each entry that ended.
@@ -78,11 +80,12 @@ class ReceiveSession:
         request: m.Open,
         peer: bytes,
         store: PartialStore,
+        limits: Limits,
         options: ReceiveOptions,
         lanes: int,
         untold: events.Untold,
     ) -> None:
-        self.ledger = Ledger(request.digest, WINDOW, request.folder, tell_all=options.tell_all)
+        self.ledger = Ledger(request.digest, WINDOW, limits.folder, tell_all=options.tell_all, max_size=limits.max_size)
         self.failure: FtxError | None = None
         self._lane = lane
         self._lanes = {1: lane}
@@ -99,13 +102,13 @@ class ReceiveSession:
         self._last_word: m.Error | None = None
         self._quiet = threading.Event()
         self._store = store
-        self._under_way = UnderWay(store, Scratch(store.root, durable=fsync))
+        self._under_way = UnderWay(store, Scratch(store.root, durable=fsync), limits.root, limits.account)
         self._room = Room(store, request.retry_for_s, self._say, untold.put)
         self._looker = Looker(
-            self._under_way, self._room, peer, request.folder, options.policy, request.digest, fsync=fsync
+            self._under_way, self._room, peer, limits.folder, limits.policy, request.digest, fsync=fsync
         )
         self._publisher = Publisher(
-            self.ledger, self._under_way, self._room, options.policy, request.digest, self._act,
+            self.ledger, self._under_way, self._room, limits.policy, request.digest, self._act,
             lambda: self._crew.stopped, fsync=fsync,
         )  # fmt: skip
         self._crew = Crew("ftx-receive", LEAVE_S, self._unblock, self._under_way.scratch.close)

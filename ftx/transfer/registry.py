@@ -29,12 +29,12 @@ from ftx.errors import (
     Unsupported,
     UsageError,
 )
-from ftx.net import handshake, peers
+from ftx.net import handshake, keys
 from ftx.net.identity import fingerprint
 from ftx.net.lane import Lane
 from ftx.net.listen import Listener
 from ftx.net.pairing import Codes, Paired, Pairing
-from ftx.net.peers_file import Peers
+from ftx.net.peers import Peer, Peers
 from ftx.options import ReceiveOptions
 from ftx.protocol import messages as m
 from ftx.protocol.messages import Method, Role
@@ -43,6 +43,7 @@ from ftx.storage.partial import PartialStore
 from ftx.transfer import events
 from ftx.transfer.crew import Stop
 from ftx.transfer.ledger import Ledger
+from ftx.transfer.limits import Accounts, narrowed
 from ftx.transfer.pairing import Invitation
 from ftx.transfer.receive import WINDOW, ReceiveSession
 
@@ -64,6 +65,8 @@ MAX_STRANGERS = 512
 MAX_SUPERSEDED = 256
 SUPERSEDED = "a newer run of the same job took over"
 STOPPED = "the receiver was stopped"
+#: What a peer hears whose line means nothing; what is wrong with it is for who can mend it.
+MISTAKE = "the receiver cannot tell what it has on file of this side; whoever runs it reads there what is wrong"
 
 
 @dataclass(slots=True)
@@ -119,6 +122,8 @@ class Receiver:
         self._on_event = on_event
         self._one_time_key = one_time_key
         self._events = events.Untold()
+        self._peers = Peers(options.config_dir)
+        self._accounts = Accounts()
         self._lock = threading.Lock()
         self._strangers: dict[Lane, str] = {}  # and from where, the oldest first
         self._sessions: dict[tuple[bytes, bytes], _Session] = {}
@@ -164,7 +169,7 @@ class Receiver:
 
     def _serve(self, stop: Stop) -> tuple[int, str]:
         options = self._options
-        self._identity, lasting = peers.identity(options.config_dir)
+        self._identity, lasting = keys.identity(options.config_dir)
         if not lasting:
             where = f"{options.config_dir} ($FTX_CONFIG_DIR) cannot be written to"
             if options.secret_file is None and not options.open and self._one_time_key is None:
@@ -173,9 +178,9 @@ class Receiver:
         if self._one_time_key is not None:
             self._keys = {Method.SSH: self._one_time_key}
         else:
-            self._keys = peers.keys(options.secret_file, listener=True)
+            self._keys = keys.keys(options.secret_file, listener=True)
         self._credentials = None if options.plain else self._tls()
-        self._peers = Peers(options.config_dir)
+        on_file = self._peers.count()
         codes = Codes(options.config_dir)
         self._pairing = (
             Pairing(codes, self._peers.add, self._paired) if lasting and self._one_time_key is None else None
@@ -196,7 +201,7 @@ class Receiver:
             accept.start()
             expire.start()
             shown = fingerprint(self._identity.public)
-            self._emit(events.Listening(listener.addresses, where, os.getpid(), shown))
+            self._emit(events.Listening(listener.addresses, where, os.getpid(), shown, on_file))
             if options.show_code and lasting:
                 self._shown = Invitation(codes, self._emit)
                 self._show(self._shown.show)
@@ -285,7 +290,7 @@ class Receiver:
                 self._keys,
                 self._credentials,
                 open_=self._options.open,
-                known=lambda public: self._peers.find(public) is not None,
+                known=self._peers.find if self._one_time_key is None else handshake.nobody,
                 pairing=self._pairing,
                 address=address,
             )
@@ -295,7 +300,7 @@ class Receiver:
             if isinstance(error, NotFtx):
                 handshake.turn_away(lane)
             elif not error.from_peer:
-                handshake.refuse(lane, error)
+                handshake.refuse(lane, Refused(MISTAKE) if isinstance(error, UsageError) else error)
             if not self._events.full:  # G8: there is no end to strangers
                 self._events.put(events.Warn(f"{address}: {error}"))
         except Exception as error:  # a bug must not take the receiver down with it
@@ -318,7 +323,7 @@ class Receiver:
             self._shown = None
             self._emit(events.Warn(str(error)))
 
-    def _session(self, lane: Lane, address: str, peer: bytes, request: m.Open | m.Attach) -> None:
+    def _session(self, lane: Lane, address: str, peer: bytes, on_file: Peer | None, request: m.Open | m.Attach) -> None:
         if isinstance(request, m.Attach):
             self._attach(lane, peer, request)
             return
@@ -326,17 +331,18 @@ class Receiver:
             raise Unsupported("this receiver does not send files")
         if request.lanes < 1:
             raise ProtocolError("OPEN for no lane")
-        paths.components(request.folder)
+        options, store = self._options, self._store
         with self._lock:
+            limits = narrowed(store.root, request.folder, options.policy, on_file, peer, self._accounts)
             self._strangers.pop(lane, None)
         lane.deadline_s = None
-        options = self._options
         lanes = min(request.lanes, MAX_LANES)
         work = ReceiveSession(
             lane,
             request,
             peer,
-            self._store,
+            store,
+            limits,
             options,
             lanes,
             self._events,

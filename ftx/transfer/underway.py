@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from ftx.storage.partial import Partial, PartialStore
+from ftx.storage.paths import Root
+from ftx.storage.quota import Account
 from ftx.storage.scratch import Scratch, Whole
 
 
@@ -16,11 +18,17 @@ class UnderWay:
     Args:
         store: the partials of the destination.
         scratch: where what is small is written.
+        root: the peer's view of the destination.
+        account: of a peer with a quota.
     """
 
-    def __init__(self, store: PartialStore, scratch: Scratch) -> None:
+    def __init__(
+        self, store: PartialStore, scratch: Scratch, root: Root | None = None, account: Account | None = None
+    ) -> None:
         self.store = store
         self.scratch = scratch
+        self.root = root or store.root
+        self.account = account
         self._open: dict[int, Partial | Whole] = {}
         self.count = 0  # of the partials among them
         self._over = False
@@ -88,14 +96,13 @@ class UnderWay:
         """These were published in one go: their paths are free again."""
         with self._lock:
             wholes = [whole for entry_id in entry_ids if (whole := self._open.pop(entry_id, None))]
-        self.store.unclaim([whole.entry.path for whole in wholes if isinstance(whole, Whole) and whole.claimed])
+        self._free([whole for whole in wholes if isinstance(whole, Whole)])
 
     def let_go(self, partial: Partial | Whole, *, committed: bool) -> None:
         if isinstance(partial, Partial):
             self.store.release(partial, committed=committed)
             return
-        if partial.claimed:  # first: whoever has the turn may be stuck at the disk
-            self.store.unclaim([partial.entry.path])
+        self._free([partial])  # first: whoever has the turn may be stuck at the disk
         with self.scratch.turn, suppress(OSError):  # what stays goes with the folder
             partial.forget()
 
@@ -107,11 +114,14 @@ class UnderWay:
             placing = self.scratch.placing  # behind `over`: what is not renamed yet will not be
             if placing is not None and placing.entry.id in left:
                 self._open[placing.entry.id] = left.pop(placing.entry.id)  # whoever renames it gives its path back
-        claimed: list[bytes] = []
         for partial in left.values():
             if isinstance(partial, Partial):
                 self.let_go(partial, committed=False)
-            elif partial.claimed:
-                claimed.append(partial.entry.path)
-        if claimed:
-            self.store.unclaim(claimed)
+        self._free([whole for whole in left.values() if isinstance(whole, Whole)])
+
+    def _free(self, wholes: Sequence[Whole]) -> None:
+        """Others may have the paths of these."""
+        self.store.unclaim([whole.entry.path for whole in wholes if whole.claimed])
+        if self.account is not None:
+            for whole in wholes:
+                self.account.end(whole.entry.path)

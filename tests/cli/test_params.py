@@ -31,6 +31,7 @@ OPTIONS = {
     ],
     "pair": ["--port", "--timeout", "--plain", "--code-fd", "--name", "--json", "-v", "--version"],
     "demo": ["-v", "--version"],
+    "peers": ["--version"],
     "status": ["--path", "--discard", "--json", "-v", "--version"],
 }
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ftx.errors import FtxError, Refused
-from ftx.net import handshake, peers
+from ftx.net import handshake, keys
 from ftx.net.handshake import Trust
 from ftx.net.identity import Identity
 from ftx.net.lane import Lane
@@ -68,7 +68,7 @@ def _all_well(results: list[dict[str, object]]) -> None:
 @contextmanager
 def _session(base: Path, port: int, lanes: int = 1) -> Iterator[tuple[Lane, m.Open]]:
     """A session of this very user, of a job that nobody else has, right behind OPENED."""
-    own, _ = peers.identity(base / "config")
+    own, _ = keys.identity(base / "config")
     with closing(Lane(peer.connected(port), dialer=True)) as lane:
         handshake.dial(lane, own, {}, Trust("there"), plain=False)
         session, process, job = secrets.token_bytes(16), secrets.token_bytes(16), secrets.token_bytes(32)
@@ -115,7 +115,7 @@ def _dribbling(base: Path, port: int) -> Iterator[None]:
 @contextmanager
 def _deaf(base: Path, port: int) -> Iterator[None]:
     """Offers all that it may and reads no answer: the receiver's writing thread for it gets stuck."""
-    own, _ = peers.identity(base / "config")
+    own, _ = keys.identity(base / "config")
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.connect(("127.0.0.1", port))
@@ -381,10 +381,10 @@ def test_G2_a_killed_crowd_goes_on_at_once(shm: Path) -> None:
 
 def _attach(port: int, session: bytes, number: int, who: Identity, secret: Path | None = None) -> FtxError:
     """How an ATTACH is refused."""
-    keys = peers.keys(secret, listener=False)
+    given = keys.keys(secret, listener=False)
     with closing(Lane(peer.connected(port), dialer=True)) as lane:
         try:
-            handshake.dial(lane, who, keys, peer.ANYONE, plain=False)
+            handshake.dial(lane, who, given, peer.ANYONE, plain=False)
             handshake.attach(lane, m.Attach(session, number), Role.SENDER)
         except FtxError as error:
             return error
@@ -405,7 +405,7 @@ def test_G9_lanes_that_are_not_to_be_had(shm: Path, lanes: int) -> None:
             assert held.there.wait(40)
             wait_until(lambda: len(proxy.links) == lanes and all(link.down.count > 150 for link in proxy.links))
             session = bytes.fromhex(process.event("session")["session"])
-            own, _ = peers.identity(shm / "config")
+            own, _ = keys.identity(shm / "config")
             stranger = Identity(secrets.token_bytes(32))
             refusals = [_attach(receiver.port, session, 2, stranger)]
             refusals += [_attach(receiver.port, session, number, stranger, secret) for number in (1, 2, 9)]
@@ -431,6 +431,6 @@ def test_G9_a_session_that_is_over_has_no_lanes(shm: Path) -> None:
         sent = send(shm, source, receiver.port)
         session = bytes.fromhex(sent.event("session")["session"])
         receiver.event("session_end")
-        own, _ = peers.identity(shm / "config")
+        own, _ = keys.identity(shm / "config")
         assert type(_attach(receiver.port, session, 2, own)) is Refused
         assert send(shm, source, receiver.port).wait() == 0

@@ -20,7 +20,7 @@ from tests.support.proxy import Cut, Fault, Flip, HalfClose, Proxy
 SIZE = 120
 #: Sessions at a time: each waits for the end of a broken connection more than it works.
 AT_ONCE = 16
-#: The session's bytes in plain mode, with the longest random optional frames. A fault behind the last byte does nothing.
+#: The session's bytes in plain mode, with the longest random optional frames. A fault behind the last does nothing.
 UP_BYTES = SIZE + 480
 DOWN_BYTES = 400
 #: The same over TLS.
@@ -117,7 +117,7 @@ def test_G1_G11_cut_after_bytes_of_tls(place: tuple[Path, Path, LocalReceiver], 
 @over_tls
 @every_byte_of_tls
 def test_G4_a_bit_flipped_in_tls(place: tuple[Path, Path, LocalReceiver], way: str, step: int) -> None:
-    """A clean error. Where the handshake was damaged it may be another protocol, or one that does not begin with TLS."""
+    """A clean error. Where the handshake was damaged it may be another protocol, or seem to be in clear."""
     attempt = _sessions(place, lambda at: Flip(at * step, mask=1 << at % 8), way, {0, 3, 4, 8})
     assert _for_each(TLS_BYTES[way] // step, attempt) == []
 

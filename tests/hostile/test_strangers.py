@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ftx.errors import LinkLost, ProtocolError, Refused, UsageError
-from ftx.net import handshake, peers
+from ftx.net import handshake, keys
 from ftx.net import lane as lane_module
 from ftx.net.identity import Identity
 from ftx.net.lane import Lane
@@ -123,7 +123,7 @@ def test_g9_a_sender_comes_in_through_a_flood(tmp_path: Path, monkeypatch: pytes
 def test_g11_a_key_that_is_a_pipe_is_not_waited_for(tmp_path: Path, listener: bool) -> None:
     os.mkfifo(tmp_path / "secret", 0o600)
     with pytest.raises(UsageError, match="not a file"):
-        peers.secret_key(tmp_path / "secret", make=listener)
+        keys.secret_key(tmp_path / "secret", make=listener)
 
 
 # --- Lanes ---------------------------------------------------------------------------------------------

@@ -69,9 +69,16 @@ def _dial(lane: Lane, keys: dict[Method, bytes], trust: Trust = NOBODY, who: Ide
     return met
 
 
-def _listen(lane: Lane, keys: dict[Method, bytes], who: Identity = LISTENER, *, open_: bool = False) -> Any:
+def _listen(
+    lane: Lane,
+    keys: dict[Method, bytes],
+    who: Identity = LISTENER,
+    *,
+    open_: bool = False,
+    known: Callable[[bytes], str | None] = handshake.nobody,
+) -> Any:
     try:
-        return handshake.listen(lane, who, keys, None, open_=open_)
+        return handshake.listen(lane, who, keys, None, open_=open_, known=known)
     except Refused as error:
         handshake.refuse(lane, error)
         raise
@@ -83,15 +90,58 @@ STARTED = Trust("there", known=LISTENER.public)
 
 
 def test_a_key_on_both_sides(lanes: tuple[Lane, Lane]) -> None:
-    met, (peer, request) = _both(lambda: _dial(lanes[0], SECRET), lambda: _listen(lanes[1], SECRET))
+    met, (peer, _, request) = _both(lambda: _dial(lanes[0], SECRET), lambda: _listen(lanes[1], SECRET))
     assert met == Met(LISTENER.public, unproven=False)
     assert (peer, request) == (proof.peer_id(DIALER.public), OPEN)
 
 
 def test_the_same_user_on_both_sides(lanes: tuple[Lane, Lane]) -> None:
-    met, (peer, request) = _both(lambda: _dial(lanes[0], {}), lambda: _listen(lanes[1], {}, DIALER))
+    met, (peer, _, request) = _both(lambda: _dial(lanes[0], {}), lambda: _listen(lanes[1], {}, DIALER))
     assert met == Met(DIALER.public, unproven=False)
     assert (peer, request) == (proof.peer_id(DIALER.public), OPEN)
+
+
+ON_FILE = Trust("there", LISTENER.public)
+
+
+def test_a_dialer_on_file(lanes: tuple[Lane, Lane]) -> None:
+    """Without any credential, on either side."""
+    on_file = {DIALER.public: "laptop"}
+    met, (peer, known, _) = _both(
+        lambda: _dial(lanes[0], {}, ON_FILE), lambda: _listen(lanes[1], {}, known=on_file.get)
+    )
+    assert met == Met(LISTENER.public, unproven=False)
+    assert (peer, known) == (proof.peer_id(DIALER.public), "laptop")
+
+
+@pytest.mark.parametrize(("keys", "open_"), [(SECRET, False), ({}, True)], ids=["a secret", "open"])
+def test_g7_who_is_on_file_is_so_whatever_lets_it_in(
+    lanes: tuple[Lane, Lane], keys: dict[Method, bytes], open_: bool
+) -> None:
+    """Its line narrows what it may do, and rights hang on the key."""
+    on_file = {DIALER.public: "laptop"}
+    _, (_, known, _) = _both(
+        lambda: _dial(lanes[0], keys, ON_FILE), lambda: _listen(lanes[1], keys, open_=open_, known=on_file.get)
+    )
+    assert known == "laptop"
+
+
+def test_g7_who_says_to_be_on_file_and_is_not(lanes: tuple[Lane, Lane]) -> None:
+    asked: list[bytes] = []
+    posing = Identity(b"p" * 32)
+    posing.public = DIALER.public
+    told, _ = _both(
+        lambda: _dial(lanes[0], {}, ON_FILE, posing), lambda: _listen(lanes[1], {}, known=lambda key: asked.append(key))
+    )
+    assert "could not prove" in str(told)
+    assert asked == []
+
+
+def test_g7_others_on_file_let_nobody_in(lanes: tuple[Lane, Lane]) -> None:
+    told, _ = _both(
+        lambda: _dial(lanes[0], {}, ON_FILE), lambda: _listen(lanes[1], {}, known={STRANGER.public: "desk"}.get)
+    )
+    assert str(told) == handshake.NOT_ALLOWED
 
 
 @pytest.mark.parametrize("keys", [{}, {Method.SECRET: b"x" * 32}], ids=["none", "a wrong one"])
@@ -172,7 +222,7 @@ def test_g7_a_listener_that_nothing_proves_gets_no_open(lanes: tuple[Lane, Lane]
 
 
 def test_a_listener_on_first_contact_and_a_user_who_agrees(lanes: tuple[Lane, Lane]) -> None:
-    met, (peer, _) = _both(lambda: _dial(lanes[0], {}, ANYONE), lambda: _listen(lanes[1], {}, open_=True))
+    met, (peer, _, _) = _both(lambda: _dial(lanes[0], {}, ANYONE), lambda: _listen(lanes[1], {}, open_=True))
     assert met == Met(LISTENER.public, unproven=True)
     assert peer == proof.peer_id(DIALER.public)
 
@@ -203,7 +253,7 @@ def test_g7_a_secret_never_settles_for_less(lanes: tuple[Lane, Lane]) -> None:
 
 def test_a_secret_that_the_same_user_does_not_need(lanes: tuple[Lane, Lane]) -> None:
     """It may come from a variable for all runs. Nobody else has this user's key, so nothing is settled for."""
-    met, (peer, _) = _both(lambda: _dial(lanes[0], SECRET), lambda: _listen(lanes[1], {}, DIALER))
+    met, (peer, _, _) = _both(lambda: _dial(lanes[0], SECRET), lambda: _listen(lanes[1], {}, DIALER))
     assert met == Met(DIALER.public, unproven=False)
     assert peer == proof.peer_id(DIALER.public)
 
@@ -324,7 +374,7 @@ def test_a_range_of_versions_with_ours_in_it(lanes: tuple[Lane, Lane]) -> None:
         script = proof.transcript(frame, theirs, encrypted=False, fingerprint=proof.NO_FINGERPRINT)
         dialer.send(m.Proof(DIALER.sign(proof.signed(Side.DIALER, script)), ()), OPEN)
 
-    _, (peer, request) = _both(dial, lambda: handshake.listen(listener, LISTENER, {}, None, open_=True))
+    _, (peer, _, request) = _both(dial, lambda: handshake.listen(listener, LISTENER, {}, None, open_=True))
     assert (peer, request) == (proof.peer_id(DIALER.public), OPEN)
 
 

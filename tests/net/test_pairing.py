@@ -371,7 +371,11 @@ class Desk:
         self.code = codes.make("laptop")
         self.filed: list[tuple[str, bytes]] = []
         self.told: list[Paired] = []
-        self.pairing = Pairing(codes, lambda *peer: self.filed.append(peer), self.told.append)
+        self.pairing = Pairing(codes, self.file, self.told.append)
+
+    def file(self, name: str, public: bytes) -> str:
+        self.filed.append((name, public))
+        return name
 
     def listen(self, lane: Lane, who: Identity = LISTENER) -> Any:
         try:
@@ -425,7 +429,7 @@ def test_a_listener_that_does_not_pair(lanes: tuple[Lane, Lane]) -> None:
 
 
 def test_g7_the_peer_is_on_file_before_it_is_told(lanes: tuple[Lane, Lane], codes: Codes) -> None:
-    def add(_name: str, _public: bytes) -> None:
+    def add(_name: str, _public: bytes) -> str:
         raise OSError(28, os.strerror(28))
 
     desk = Desk(codes)

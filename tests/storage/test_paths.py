@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import stat
@@ -619,7 +620,7 @@ def test_g8_what_is_remembered_of_folders_is_bounded(root: Root, monkeypatch: py
         parts = (b"%d" % number, b"x")
         with root.folder(parts, make=True) as folder:
             root.sync(parts, folder)
-        assert len(root._durable) <= 4
+        assert len(root._held.durable) <= 4
 
 
 # --- The root itself -------------------------------------------------------------------------------------------------
@@ -698,9 +699,9 @@ def test_g9_nobody_waits_while_folders_are_synced(root: Root, monkeypatch: pytes
     free: list[bool] = []
 
     def sync_folder(fd: int) -> None:
-        free.append(root._lock.acquire(blocking=False))
+        free.append(root._held.lock.acquire(blocking=False))
         if free[-1]:
-            root._lock.release()
+            root._held.lock.release()
         with root.folder((b"a", b"%d" % len(free)), make=True):
             pass
 
@@ -751,3 +752,89 @@ def test_g6_another_users_folder_is_not_opened_up(shm: Path) -> None:
 
     assert in_child(work, uid=65534) == 0
     assert (into / "closed").stat().st_mode & 0o777 == 0o700
+
+
+@NEEDS_ROOT
+@pytest.mark.parametrize(
+    ("depth", "path", "opened"),
+    [
+        (math.inf, "mine/closed/below", None),
+        (1, "mine/closed/below", "mine/closed"),
+        (1, "mine/closed/new", "mine/closed"),
+        (2, "mine/closed/new", None),
+        (0, "mine", None),
+        (2, "mine/shut", None),
+        (1, "mine/shut", "mine/shut"),
+        (1, "mine/new", None),
+        (math.inf, "mine/new", None),
+    ],
+)
+def test_g6_what_is_kept_keeps_its_mode(shm: Path, depth: float, path: str, opened: str | None) -> None:
+    """Folders that are closed to their owner are opened up, but only below those that are kept."""
+    into = shm / "into"
+    (into / "mine" / "closed" / "below").mkdir(parents=True)
+    (into / "mine" / "shut").mkdir()
+    modes = {
+        "mine/closed/below": 0o700,
+        "mine/shut": 0,
+        "mine/closed": 0o400,
+        "mine": 0o555,
+        "": 0o555 if depth else 0o444,
+    }
+    for folder, mode in modes.items():
+        os.chown(into / folder, 65534, 65534)
+        (into / folder).chmod(mode)
+    shm.chmod(0o755)
+    before = {name: (into / name).stat().st_mode for name in ("", "mine", "mine/closed", "mine/shut")}
+
+    def work() -> None:
+        root = Root(into, make=False).keeping(depth)
+        if opened is None:
+            with pytest.raises(PermissionError):
+                root.folder(tuple(os.fsencode(path).split(b"/")), make=True)
+        else:
+            root.folder(tuple(os.fsencode(path).split(b"/")), make=True)
+
+    assert in_child(work, uid=65534) == 0
+    changed = [name for name, mode in before.items() if (into / name).stat().st_mode != mode]
+    assert changed == ([opened] if opened else [])
+
+
+@NEEDS_ROOT
+@pytest.mark.parametrize("depth", [1, math.inf])
+def test_g6_a_folder_that_is_kept_is_not_made_writable(shm: Path, depth: float) -> None:
+    into = shm / "into"
+    (into / "mine").mkdir(parents=True)
+    for folder in (into, into / "mine"):
+        os.chown(folder, 65534, 65534)
+    (into / "mine").chmod(0o555)
+    shm.chmod(0o755)
+
+    def work() -> None:
+        with Root(into, make=False).keeping(depth).folder((b"mine",)) as folder:
+            folder.make_writable()
+
+    assert in_child(work, uid=65534) == 0
+    assert (into / "mine").stat().st_mode & 0o777 == 0o555
+
+
+def test_g5_all_views_of_a_root_know_what_is_durable(root: Root, into: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that one of them makes is made durable by any that puts something there."""
+    view = root.keeping(math.inf)
+    with view.folder((b"a",), make=True) as folder:
+        view.sync((b"a",), folder)
+    root.folder((b"a", b"b"), make=True).__exit__(None, None, None)
+    synced: list[int] = []
+    real = disk.sync_folder
+    monkeypatch.setattr(disk, "sync_folder", lambda fd: (synced.append(os.fstat(fd).st_ino), real(fd)))
+    with view.folder((b"a", b"b")) as folder:
+        view.sync((b"a", b"b"), folder)
+    assert (into / "a").stat().st_ino in synced
+
+
+def test_a_view_of_a_root_that_is_closed_is_closed(into: Path) -> None:
+    root = Root(into)
+    view = root.keeping(0)
+    root.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        view.folder(())

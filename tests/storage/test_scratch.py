@@ -276,3 +276,18 @@ def test_g9_a_descriptor_is_closed_once(root: Root, monkeypatch: pytest.MonkeyPa
         whole.close()
     assert closed == [fd]
     folder.close()
+
+
+@pytest.mark.parametrize("policy", [Policy.RENAME, Policy.KEEP, Policy.FAIL])
+def test_g1_a_folder_that_appears_is_kept_as_it_is(root: Root, into: Path, policy: Policy) -> None:
+    """It was not there when it was looked at."""
+    session = Scratch(root, durable=False)
+    folder = Entry(1, Kind.FOLDER, b"folder", 0, 0, 0o700, MTIME_NS, bytes(16))
+    (into / "folder").mkdir()
+    (into / "folder").chmod(0o751)
+    before = (into / "folder").stat()
+    ((_, path),) = commit.publish_group(root, session, [Whole(session, folder, XXH3)], policy, fsync=False)
+    session.close()
+    after = (into / "folder").stat()
+    assert path == b"folder"
+    assert (after.st_mode, after.st_mtime_ns) == (before.st_mode, before.st_mtime_ns)

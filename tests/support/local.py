@@ -8,7 +8,10 @@ from types import TracebackType
 from typing import Any
 
 from ftx import api
-from ftx.net import listen
+from ftx.net import keys, listen
+from ftx.net.identity import fingerprint
+from ftx.net.known import KnownHosts, name_of
+from ftx.net.peers import FILE
 from ftx.transfer import events
 
 #: Hundreds of receivers end in the tests, and each waits for a tick of its listener.
@@ -74,3 +77,14 @@ def local_send(base: Path, path: Path | bytes, port: int, **options: Any) -> api
         "config_dir": base / "config",
     }
     return api.send([path], api.SendOptions(**defaults | options), on_event=on_event, stop=stop)
+
+
+def on_file(receiver: LocalReceiver, base: Path, name: str, terms: str = "") -> Path:
+    """Let a peer of this name in, with these terms, and have it trust the receiver; its configuration folder."""
+    config = base / f"config of {name}"
+    public, theirs = (keys.identity(folder)[0].public for folder in (config, receiver.options.config_dir))
+    path = receiver.options.config_dir / FILE
+    lines = path.read_text() if path.exists() else ""
+    path.write_text(f"{lines}{name} {fingerprint(public)} {terms}\n")
+    KnownHosts(config).add(name_of("127.0.0.1", receiver.port), theirs)
+    return config

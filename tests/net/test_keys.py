@@ -1,0 +1,71 @@
+"""Keys: made whole, read back, and refused where they cannot be had."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ftx.errors import UsageError
+from ftx.net import keys
+from ftx.protocol.messages import Method
+
+
+def test_a_listener_makes_the_secret_and_its_dialer_finds_it(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    assert keys.keys(None, listener=True) == {}
+    made = keys.keys(secret, listener=True)
+    assert set(made) == {Method.SECRET}
+    assert keys.keys(secret, listener=False) == made
+    assert secret.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_identity_is_made_once(tmp_path: Path) -> None:
+    (one, lasting), (other, _) = (keys.identity(tmp_path / "config") for _ in range(2))
+    assert lasting
+    assert (one.public, one.tag_key) == (other.public, other.tag_key)
+    files = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "config").iterdir()}
+    assert files == {keys.IDENTITY: 0o600}
+
+
+def test_g7_an_identity_that_others_can_read_is_not_used(tmp_path: Path) -> None:
+    keys.identity(tmp_path)
+    (tmp_path / keys.IDENTITY).chmod(0o640)
+    with pytest.raises(UsageError, match="open to others"):
+        keys.identity(tmp_path)
+
+
+@pytest.mark.parametrize("text", [b"", b"zz" * 32, b"00" * 31, b"00" * 33])
+def test_what_is_no_key(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "secret"
+    path.write_bytes(text)
+    path.chmod(0o600)
+    with pytest.raises(UsageError, match="does not hold a key"):
+        keys.secret_key(path, make=True)
+
+
+def test_a_key_that_others_can_read(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    keys.secret_key(path, make=True)
+    path.chmod(0o640)
+    with pytest.raises(UsageError, match="open to others"):
+        keys.secret_key(path, make=False)
+
+
+def test_g11_a_configuration_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    """Whoever has none is somebody else each time."""
+    (tmp_path / "file").touch()
+    config = tmp_path / "file" / "config"
+    (one, lasting), (other, _) = keys.identity(config), keys.identity(config)
+    assert one.public != other.public and not lasting
+
+
+def test_a_disk_that_is_full_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_fd: int) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UsageError, match="No space"):
+        keys.secret_key(tmp_path / "secret", make=True)
+    assert list(tmp_path.iterdir()) == []
