@@ -347,12 +347,6 @@ def test_invitation(address: tuple[str, int], options: dict[str, Any], expected:
     assert more == (["this receiver's fingerprint: ed25519:its"] if options.get("open") else [])
 
 
-def test_invitation_of_peers_on_file() -> None:
-    line, *more = receive.invitation(Listening((("192.0.2.7", 7389),), "/", 1, "ed25519:its", 2), ReceiveOptions())
-    assert line == "on the other machine: ftx send FILE 192.0.2.7"
-    assert more == ["this receiver's fingerprint: ed25519:its"]
-
-
 def test_own_address_is_one_to_connect_to() -> None:
     assert receive.own_address() not in ("", "0.0.0.0", "::")
 

@@ -153,7 +153,7 @@ def test_g7_no_key_and_a_wrong_one(lanes: tuple[Lane, Lane], keys: dict[Method, 
 
 
 def test_a_one_time_key_that_came_over_ssh(lanes: tuple[Lane, Lane]) -> None:
-    met, (peer, _) = _both(lambda: _dial(lanes[0], SSH, STARTED), lambda: _listen(lanes[1], SSH))
+    met, (peer, _, _) = _both(lambda: _dial(lanes[0], SSH, STARTED), lambda: _listen(lanes[1], SSH))
     assert met == Met(LISTENER.public, unproven=False)
     assert peer == proof.peer_id(DIALER.public)
 

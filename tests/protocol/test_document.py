@@ -462,7 +462,7 @@ def test_numbers_with_names() -> None:
     for flags in (m.FolderFlags, m.ReceiptFlags):
         expected += [[flags.__name__, f"{v:#04x}", k] for k, v in vars(flags).items() if k.isupper()]
     assert [row[:3] for row in rows] == expected
-    assert len(rows) == 16
+    assert len(rows) == 17
 
 
 def test_limits() -> None:
