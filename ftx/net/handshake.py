@@ -59,11 +59,13 @@ class Trust(NamedTuple):
         name: what the user calls it, for messages.
         known: the public key that is on file for that name; None for none.
         anyone: also one that is not on file and proves nothing, as the user said.
+        receivers: whom the user's credential belongs to; empty for everyone who has it.
     """
 
     name: str
     known: bytes | None = None
     anyone: bool = False
+    receivers: frozenset[bytes] = frozenset()
 
 
 class Met(NamedTuple):
@@ -190,6 +192,11 @@ def _met(public: bytes, own: Identity, keys: Mapping[Method, bytes], trust: Trus
             f"{trust.name} has another key than it had. It shows {fingerprint(public)}, and "
             f"{fingerprint(trust.known or b'')} is on file: somebody may be in its place. If you know why it has "
             "changed, take its line out of `known_hosts` in the configuration folder. Nothing was sent"
+        )
+    if credential and trust.receivers and public not in trust.receivers:
+        raise Refused(
+            f"it holds the key in your `--secret-file`, but is not the receiver that the file names: it shows "
+            f"{fingerprint(public)}. If it is one too, add that as a line to the file. Nothing was sent"
         )
     if credential or public == own.public:  # nobody else has the key of this very user
         return Met(public, unproven=False)

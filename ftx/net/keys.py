@@ -11,12 +11,13 @@ import re
 import secrets
 import stat
 from pathlib import Path
+from typing import NamedTuple
 
 from ftx.errors import UsageError
-from ftx.net.identity import Identity
-from ftx.protocol.messages import Method
+from ftx.net.identity import Identity, fingerprint, public_key
 
 KEY_SIZE = 32
+MOST = 16 * 1024  #: bytes of a file that are read
 IDENTITY = "identity"
 
 
@@ -33,37 +34,48 @@ def identity(config: Path) -> tuple[Identity, bool]:
     try:
         config.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make(path)
-        return Identity(_read(path)), True
+        return Identity(_key(path, _read(path).rstrip())), True
     except OSError:
         return Identity(secrets.token_bytes(KEY_SIZE)), False
 
 
-def secret_key(path: Path, *, make: bool) -> bytes:
-    """The key in a secret file: 32 bytes, written as 64 hexadecimal digits. A receiver makes a missing file.
+class Secret(NamedTuple):
+    """What a secret file holds.
+
+    Attributes:
+        key: 32 bytes that all who have the file share.
+        receivers: the public keys of those who may be the receiver (G7); empty: whoever has the key.
+    """
+
+    key: bytes
+    receivers: frozenset[bytes] = frozenset()
+
+
+def secret(path: Path, *, make_for: bytes | None = None) -> Secret:
+    """Read a secret file: the key as 64 hexadecimal digits, and the fingerprints of its receivers, a line each.
+
+    Args:
+        make_for: a receiver's public key: it makes a missing file, with its fingerprint.
 
     Raises:
         UsageError: it is missing, open to others, or holds something else.
     """
     try:
-        if make:
-            _make(path)
-        return _read(path)
+        if make_for is not None:
+            _make(path, fingerprint(make_for).encode() + b"\n")
+        words = _read(path).split()
     except OSError as error:
         raise UsageError(f"the secret file {path}: {error.strerror}") from error
+    key = _key(path, words[0] if words else b"")
+    try:
+        return Secret(key, frozenset(public_key(word.decode()) for word in words[1:]))
+    except ValueError as error:
+        raise UsageError(f"{path}: behind the key there are only fingerprints of receivers, a line each") from error
 
 
-def keys(secret_file: Path | None, *, listener: bool) -> dict[Method, bytes]:
-    """All keys that a side can prove or check.
-
-    Raises:
-        UsageError: one cannot be read, made, or holds something else.
-    """
-    return {} if secret_file is None else {Method.SECRET: secret_key(secret_file, make=listener)}
-
-
-def _make(path: Path) -> None:
+def _make(path: Path, more: bytes = b"") -> None:
     if not path.exists():
-        write_private(path, secrets.token_hex(KEY_SIZE).encode() + b"\n")
+        write_private(path, secrets.token_hex(KEY_SIZE).encode() + b"\n" + more)
 
 
 def write_private(path: Path, text: bytes) -> None:
@@ -90,11 +102,15 @@ def _read(path: Path) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe is not waited for
     with os.fdopen(fd, "rb") as file:
         info = os.fstat(fd)
-        text = file.read(256) if stat.S_ISREG(info.st_mode) else b""
+        text = file.read(MOST) if stat.S_ISREG(info.st_mode) else b""
     if not stat.S_ISREG(info.st_mode):
         raise UsageError(f"{path} is not a file")
     if info.st_mode & 0o077:
         raise UsageError(f"{path} is open to others; `chmod 600` it, if it is what it should be")
-    if not re.fullmatch(rb"[0-9a-fA-F]{64}\s*", text):
+    return text
+
+
+def _key(path: Path, text: bytes) -> bytes:
+    if not re.fullmatch(rb"[0-9a-fA-F]{64}", text):
         raise UsageError(f"{path} does not hold a key (64 hexadecimal digits)")
     return bytes.fromhex(text.decode())

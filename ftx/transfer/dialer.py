@@ -160,8 +160,11 @@ class SendRun:
             where = f"{options.config_dir} ($FTX_CONFIG_DIR) cannot be written to"
             self._emit(events.Warn(f"{where}: a later run cannot go on with what this one leaves"))
         if not options.ssh:  # whom that starts has a key for this run alone
-            self._keys = keys.keys(options.secret_file, listener=False)
             self._trust = self._trust._replace(known=self._known.find(self._trust.name))
+            if options.secret_file is not None:
+                secret = keys.secret(options.secret_file)
+                self._keys = {Method.SECRET: secret.key}
+                self._trust = self._trust._replace(receivers=secret.receivers)
         self._check_sources()
         places: list[Place] = []
         walk = scan.walk(self._paths, self._identity.tag_key, options.digest, places)

@@ -178,7 +178,7 @@ class Receiver:
         if self._one_time_key is not None:
             self._keys = {Method.SSH: self._one_time_key}
         else:
-            self._keys = keys.keys(options.secret_file, listener=True)
+            self._keys = self._secret()
         self._credentials = None if options.plain else self._tls()
         on_file = self._peers.count()
         codes = Codes(options.config_dir)
@@ -227,6 +227,17 @@ class Receiver:
             expire.join(1)
             listener.close()
             root.close()
+
+    def _secret(self) -> dict[Method, bytes]:
+        """The key in the secret file, if there is one."""
+        path, own = self._options.secret_file, self._identity.public
+        if path is None:
+            return {}
+        secret = keys.secret(path, make_for=own)
+        if secret.receivers and own not in secret.receivers:
+            what = f"its senders refuse this one, unless they have the line {fingerprint(own)}"
+            self._emit(events.Warn(f"{path} names another receiver: {what}"))
+        return {Method.SECRET: secret.key}
 
     def _tls(self) -> Credentials:
         from ftx.net import tls  # here: a plain receiver needs none of it

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ftx.errors import FtxError, Refused
+from ftx.errors import FtxError, NotPaired, Refused
 from ftx.net import handshake, keys
 from ftx.net.handshake import Trust
 from ftx.net.identity import Identity
@@ -22,7 +22,7 @@ from ftx.net.lane import Lane
 from ftx.protocol import codec
 from ftx.protocol import messages as m
 from ftx.protocol.manifest import DigestName
-from ftx.protocol.messages import Role
+from ftx.protocol.messages import Method, Role
 from tests.hostile import peer
 from tests.support.crowd import Crowd
 from tests.support.files import MIB, fill, partials, same
@@ -381,7 +381,7 @@ def test_G2_a_killed_crowd_goes_on_at_once(shm: Path) -> None:
 
 def _attach(port: int, session: bytes, number: int, who: Identity, secret: Path | None = None) -> FtxError:
     """How an ATTACH is refused."""
-    given = keys.keys(secret, listener=False)
+    given = {Method.SECRET: keys.secret(secret).key} if secret else {}
     with closing(Lane(peer.connected(port), dialer=True)) as lane:
         try:
             handshake.dial(lane, who, given, peer.ANYONE, plain=False)
@@ -407,8 +407,8 @@ def test_G9_lanes_that_are_not_to_be_had(shm: Path, lanes: int) -> None:
             session = bytes.fromhex(process.event("session")["session"])
             own, _ = keys.identity(shm / "config")
             stranger = Identity(secrets.token_bytes(32))
-            refusals = [_attach(receiver.port, session, 2, stranger)]
-            refusals += [_attach(receiver.port, session, number, stranger, secret) for number in (1, 2, 9)]
+            assert type(_attach(receiver.port, session, 2, stranger)) is NotPaired
+            refusals = [_attach(receiver.port, session, number, stranger, secret) for number in (1, 2, 9)]
             refusals += [_attach(receiver.port, secrets.token_bytes(16), 2, own)]
             taken = range(lanes + 1)
             refusals += [_attach(receiver.port, session, number, own) for number in (*taken, 64, 255)]

@@ -123,7 +123,7 @@ def test_g9_a_sender_comes_in_through_a_flood(tmp_path: Path, monkeypatch: pytes
 def test_g11_a_key_that_is_a_pipe_is_not_waited_for(tmp_path: Path, listener: bool) -> None:
     os.mkfifo(tmp_path / "secret", 0o600)
     with pytest.raises(UsageError, match="not a file"):
-        keys.secret_key(tmp_path / "secret", make=listener)
+        keys.secret(tmp_path / "secret", make_for=b"r" * 32 if listener else None)
 
 
 # --- Lanes ---------------------------------------------------------------------------------------------

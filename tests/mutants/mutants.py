@@ -240,6 +240,22 @@ MUTANTS: tuple[Mutant, ...] = (
         "tests/net/test_handshake.py::test_g7_a_secret_never_settles_for_less",
     ),
     Mutant(
+        "whoever has the secret is the receiver",
+        ("G7",),
+        "ftx/net/handshake.py",
+        "    if credential and trust.receivers and public not in trust.receivers:",
+        "    if False:",
+        "tests/net/test_handshake.py::test_g7_a_holder_of_the_secret_cannot_play_the_receiver",
+    ),
+    Mutant(
+        "what else is in a secret file is passed over",
+        ("G7",),
+        "ftx/net/keys.py",
+        "frozenset(public_key(word.decode()) for word in words[1:])",
+        "frozenset()",
+        "tests/net/test_keys.py::test_g7_what_is_no_fingerprint_is_not_passed_over",
+    ),
+    Mutant(
         "any dialer is whom it says",
         ("G7",),
         "ftx/net/handshake.py",

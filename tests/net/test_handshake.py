@@ -251,6 +251,20 @@ def test_g7_a_secret_never_settles_for_less(lanes: tuple[Lane, Lane]) -> None:
     assert not isinstance(heard, tuple)
 
 
+@pytest.mark.parametrize("receivers", [{LISTENER.public}, {LISTENER.public, b"o" * 32}])
+def test_a_secret_of_this_receiver(lanes: tuple[Lane, Lane], receivers: set[bytes]) -> None:
+    trust = Trust("there", receivers=frozenset(receivers))
+    met, _ = _both(lambda: _dial(lanes[0], SECRET, trust), lambda: _listen(lanes[1], SECRET))
+    assert met == Met(LISTENER.public, unproven=False)
+
+
+def test_g7_a_holder_of_the_secret_cannot_play_the_receiver(lanes: tuple[Lane, Lane]) -> None:
+    trust = Trust("there", anyone=True, receivers=frozenset([b"o" * 32]))
+    dialled, heard = _both(lambda: _dial(lanes[0], SECRET, trust), lambda: _listen(lanes[1], SECRET))
+    assert isinstance(dialled, Refused) and fingerprint(LISTENER.public) in str(dialled)
+    assert not isinstance(heard, tuple)
+
+
 def test_a_secret_that_the_same_user_does_not_need(lanes: tuple[Lane, Lane]) -> None:
     """It may come from a variable for all runs. Nobody else has this user's key, so nothing is settled for."""
     met, (peer, _, _) = _both(lambda: _dial(lanes[0], SECRET), lambda: _listen(lanes[1], {}, DIALER))
