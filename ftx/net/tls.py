@@ -19,13 +19,14 @@ from typing import Any, TypeAlias
 
 from ftx.errors import KeysWorn, LinkLost, NotFtx
 from ftx.net.identity import Identity
-from ftx.net.keys import write_private
+from ftx.net.keys import read_private, write_private
 from ftx.protocol import messages as m
 
 ALPN = "ftx/1"
 CERTIFICATE = "certificate"
 #: First bytes of TLS records: of a handshake, and of an alert.
 HANDSHAKE, ALERT = 0x16, 0x15
+RECORD_BYTES = 16 * 1024  #: in a record, at most
 #: Received at a time from who is not known yet, and encrypted at a time.
 STRANGER_BYTES = 4096
 SEND_BYTES = 256 * 1024
@@ -54,7 +55,11 @@ def dialing() -> ssl.SSLContext:
 
 
 def listening(config: Path, identity: Identity) -> Credentials:
-    """What a listener needs. The certificate is kept in the configuration folder, if that can be written to."""
+    """What a listener needs. The certificate is kept in the configuration folder, if that can be written to.
+
+    Raises:
+        UsageError: others can read it, and with it the private key.
+    """
     context = _context(ssl.PROTOCOL_TLS_SERVER)
     context.num_tickets = 0
     path, key = config / CERTIFICATE, identity.pem()
@@ -75,7 +80,7 @@ def listening(config: Path, identity: Identity) -> Credentials:
 
 
 def _loaded(context: ssl.SSLContext, path: Path, key: bytes) -> Credentials:
-    text = path.read_bytes()
+    text = read_private(path)
     if not text.startswith(key):
         raise ValueError(f"{path} belongs to another identity")
     context.load_cert_chain(path)
@@ -207,7 +212,7 @@ class TlsSocket:
             with self._lock:
                 while self._taken < len(view):
                     self._taken += self._tls.write(view[self._taken :])
-                    self._records += 1
+            self._records += -(-self._taken // RECORD_BYTES)
         self._flush()
         taken, self._taken = self._taken, 0
         return taken

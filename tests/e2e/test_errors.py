@@ -17,6 +17,7 @@ import pytest
 
 from ftx import api
 from ftx.net import handshake
+from ftx.net.identity import fingerprint, public_key
 from ftx.net.lane import Lane
 from ftx.protocol import messages as m
 from tests.support.files import MIB, fill, partials, same
@@ -394,10 +395,23 @@ def test_G7_a_secret_file(tmp_path: Path, source: Path) -> None:
     secret = tmp_path / "secret"
     with Receiver(tmp_path, "--secret-file", secret) as receiver:
         assert stat.S_IMODE(secret.stat().st_mode) == 0o600
-        assert len(bytes.fromhex(secret.read_text())) == 32
+        key, receiver_key = secret.read_text().split()
+        assert len(bytes.fromhex(key)) == len(public_key(receiver_key)) == 32
         sent = send(tmp_path, source, receiver.port, "--secret-file", secret, environ=_other_user(tmp_path))
         assert sent.wait() == 0, sent.err
         assert same(source, receiver.into / "file")
+
+
+def test_G7_a_secret_of_another_receiver(tmp_path: Path, source: Path) -> None:
+    """Its copy was carried to a second receiver, which is none of the sender's."""
+    secret = tmp_path / "secret"
+    secret.write_text(f"{secrets.token_hex(32)}\n{fingerprint(secrets.token_bytes(32))}\n")
+    secret.chmod(0o600)
+    with Receiver(tmp_path, "--secret-file", secret) as receiver:
+        assert "names another receiver" in receiver.event("warning")["message"]
+        refused = send(tmp_path, source, receiver.port, "--secret-file", secret, environ=_other_user(tmp_path))
+        _failed(refused, 8, "not the receiver that the file names")
+    assert not (tmp_path / "into" / "file").exists()
 
 
 def test_G7_a_wrong_secret(tmp_path: Path, source: Path) -> None:

@@ -6,7 +6,7 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -64,9 +64,8 @@ def failures(base: Path, path: Path, port: int, **options: object) -> tuple[api.
 def session(config: Path, port: int, folder: bytes = b"", **fields: object) -> Iterator[Lane]:
     """A session of a peer that says what it likes, right behind OPENED."""
     own, _ = keys.identity(config)
-    with peer.connected(port) as sock:
-        lane = Lane(sock, dialer=True)
-        handshake.dial(lane, own, {}, Trust("there", anyone=True))
+    with closing(Lane(peer.connected(port), dialer=True)) as lane:
+        handshake.dial(lane, own, {}, Trust("there", anyone=True), plain=False)
         defaults = {"session": secrets.token_bytes(16), "process": secrets.token_bytes(16), "job": bytes(32)}
         lane.order.opened(Role.SENDER)
         request = m.Open(
@@ -294,9 +293,8 @@ def test_G7_another_peers_partials_and_sessions_are_out_of_reach(shm: Path) -> N
             peer.heard(lane, m.Want)
             (mine,) = partials(receiver.into)
             own, _ = keys.identity(other)
-            with peer.connected(receiver.port) as sock:
-                joining = Lane(sock, dialer=True)
-                handshake.dial(joining, own, {}, Trust("there", anyone=True))
+            with closing(Lane(peer.connected(receiver.port), dialer=True)) as joining:
+                handshake.dial(joining, own, {}, Trust("there", anyone=True), plain=False)
                 with pytest.raises(Refused, match="no such session"):
                     handshake.attach(joining, m.Attach(session_id, 2), Role.SENDER)
             with session(other, receiver.port, session=session_id) as second:
@@ -386,7 +384,7 @@ def test_what_is_unfinished_counts(shm: Path) -> None:
             lane.send(m.Folder(b"", 1, (peer.offered(b"unfinished", 20 * MIB),)))
             peer.heard(lane, m.Want)
             for index in range(6):
-                lane.sock.sendall(codec.encode_data(1, index, XXH3(payload), MIB) + payload)
+                lane.send_raw(codec.encode_data(1, index, XXH3(payload), MIB) + payload)
             wait_until(lambda: [path.stat().st_blocks * 512 for path in partials(receiver.into)] == [6 * MIB])
         wait_until(lambda: receiver.of_type(events.SessionEnd))
         for size, code in ((3 * MIB, DestinationError.exit_code), (MIB, 0)):
@@ -415,7 +413,7 @@ def test_G8_a_large_file_that_is_said_to_be_a_hole_stays_within_the_quota(shm: P
                 want = peer.heard(lane, m.Want)
                 assert isinstance(want, m.Want)
                 for index in range(want.ranges[0].first, want.ranges[0].first + 12):
-                    lane.sock.sendall(codec.encode_data(1, index, XXH3(payload), MIB) + payload)
+                    lane.send_raw(codec.encode_data(1, index, XXH3(payload), MIB) + payload)
                 refused = peer.heard(lane, m.Refuse)
             assert isinstance(refused, m.Refuse)
             assert (refused.items[0].code, "quota of laptop" in refused.items[0].message) == (48, True)
