@@ -98,7 +98,7 @@ def test_G7_a_code_is_used_once_also_by_two_at_once(tmp_path: Path, source: Path
         late = send(tmp_path, source, receiver.port, environ=user(tmp_path, "late", code_of(pair)))
         assert late.wait() == 8
     assert len(receiver.of_type("paired")) == 1
-    assert len((tmp_path / "config" / "peers").read_text().splitlines()) == 1
+    assert len(Peers(tmp_path / "config").all()) == 1
 
 
 def test_G7_a_code_that_has_run_out(tmp_path: Path, source: Path, receiver: Receiver) -> None:

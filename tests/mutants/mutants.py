@@ -580,8 +580,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "what a far side before has not let go of is refused",
         ("G2",),
         "ftx/storage/partial.py",
-        "partial.open(self.root, parts, self._patient_until_s)",
-        "partial.open(self.root, parts)",
+        "partial.open(root or self.root, parts, self._patient_until_s)",
+        "partial.open(root or self.root, parts)",
         "tests/storage/test_partial.py::test_g2_another_process_is_waited_for_by_one_that_is_patient",
     ),
     Mutant(
