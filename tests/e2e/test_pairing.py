@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from ftx.net.peers import Peers
 from ftx.protocol import messages as m
 from tests.support.files import fill, same
 from tests.support.process import Process, Receiver, send, sender, wait_until
