@@ -9,6 +9,7 @@ A connection that pairs is for nothing else: HELLOs, what each makes of the code
 from __future__ import annotations
 
 import secrets
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -191,7 +192,7 @@ def _met(public: bytes, own: Identity, keys: Mapping[Method, bytes], trust: Trus
         raise Refused(
             f"{trust.name} has another key than it had. It shows {fingerprint(public)}, and "
             f"{fingerprint(trust.known or b'')} is on file: somebody may be in its place. If you know why it has "
-            "changed, take its line out of `known_hosts` in the configuration folder. Nothing was sent"
+            f"changed, `ftx peers remove {shlex.quote(trust.name)}` and pair or accept it anew. Nothing was sent"
         )
     if credential and trust.receivers and public not in trust.receivers:
         raise Refused(

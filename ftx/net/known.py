@@ -50,6 +50,15 @@ class KnownHosts:
         """
         return {os.fsdecode(words[0]): self._key(number, words) for number, words in self._lines.words()}
 
+    def names(self, public: bytes) -> list[str]:
+        """The names under which this key is on file.
+
+        Raises:
+            UsageError: the file cannot be read, or others can write to it.
+        """
+        wanted = fingerprint(public).encode()
+        return [os.fsdecode(words[0]) for _, words in self._lines.words() if words[1:2] == [wanted]]
+
     def has(self, name: str) -> bool:
         """Whether a line is about the receiver of this name or fingerprint.
 

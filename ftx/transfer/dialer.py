@@ -265,6 +265,8 @@ class SendRun:
                 return False
             self._paired = self._pairer.pair(self._identity, self._remember)
             return self._paired
+        if names := self._known.names(error.public):
+            self._emit(events.Warn(f"the receiver on {self._options.host} shows the key of {', '.join(names)}"))
         if self._confirm is None or not self._confirm(self._options.host, fingerprint(error.public)):
             return False
         self._remember(error.public)
