@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.mutants.access import ACCESS
 from tests.mutants.core import CORE
 from tests.mutants.mutants import MUTANTS, Mutant
 
@@ -46,8 +47,8 @@ def test_guards_are_held_by_their_tests(batch: tuple[Mutant, ...], tmp_path: Pat
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("batch", batches(CORE), ids=ids)
-def test_guards_of_the_core_are_held_by_their_tests(batch: tuple[Mutant, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch", batches(CORE + ACCESS), ids=ids)
+def test_guards_of_the_longer_lists_are_held_by_their_tests(batch: tuple[Mutant, ...], tmp_path: Path) -> None:
     check_all(batch, tmp_path)
 
 
