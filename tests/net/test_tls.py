@@ -251,8 +251,9 @@ def test_g7_an_answer_in_clear_is_no_session(lanes: tuple[Lane, Lane]) -> None:
         listener.send(m.Hello(m.MAGIC, 1, 1, bytes(32), LISTENER.public))
         assert isinstance(listener.sock, socket.socket)
         said = b""
-        while data := listener.sock.recv(65536):
+        while m.MAGIC not in said and (data := listener.sock.recv(65536)):
             said += data
+        listener.close()
         return said
 
     told, said = both(lambda: dial(dialer, plain=False), strip)
