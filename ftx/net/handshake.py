@@ -28,13 +28,13 @@ from ftx.errors import (
 )
 from ftx.net.identity import Identity, fingerprint, signed_by
 from ftx.net.lane import Lane
-from ftx.net.pairing import WRONG_CODE, Exchange, Pairing
 from ftx.protocol import messages as m
 from ftx.protocol import proof
 from ftx.protocol.messages import Method
 from ftx.protocol.session import Side
 
 if TYPE_CHECKING:
+    from ftx.net.pairing import Pairing
     from ftx.net.tls import Credentials
 
 TLS = b"\x16"  #: a TLS handshake begins with it, a HELLO with another
@@ -149,6 +149,8 @@ def pair(lane: Lane, identity: Identity, code: str, *, plain: bool) -> bytes:
         Refused: the listener does not have it, so it is not the one that is meant.
     """
     hello, transcript = _call(lane, identity, plain=plain)
+    from ftx.net.pairing import Exchange  # here, and below: hardly any run needs it
+
     exchange = Exchange(Side.DIALER, code)
     lane.send(m.Pair(exchange.element))
     theirs, _ = _expect(lane, m.Pair)
@@ -314,6 +316,8 @@ def _let_pair(
     lane: Lane, identity: Identity, hello: m.Hello, transcript: bytes, theirs: m.Pair, pairing: Pairing, address: str
 ) -> None:
     """The listener's half of a pairing, from the dialer's PAIR on. The dialer proves first (G7)."""
+    from ftx.net.pairing import WRONG_CODE, Exchange
+
     assert lane.deadline_s is not None
     code = pairing.begin(lane.deadline_s)
     try:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import ftx
 from ftx.errors import (
@@ -47,10 +48,12 @@ from ftx.transfer import events
 from ftx.transfer.actions import KEPT, Outcome
 from ftx.transfer.crew import Stop
 from ftx.transfer.feed import Feed, Item
-from ftx.transfer.pairing import Code, Pairer
 from ftx.transfer.plan import Plan
 from ftx.transfer.reach import Way, ways
 from ftx.transfer.send import Join, SendSession
+
+if TYPE_CHECKING:
+    from ftx.transfer.pairing import Code
 
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 10.0
@@ -96,9 +99,10 @@ class SendRun:
         self._confirm = confirm
         self._known = KnownHosts(options.config_dir)
         self._keys: dict[Method, bytes] = {}
-        self._pairer = Pairer(options, code, emit, stop)
+        self._code = code
+        self._code_at_hand = isinstance(code, str)  # a run that has a credential does not settle for none
         self._paired = False  # in this run
-        anyone = options.accept_new and not self._pairer.at_hand
+        anyone = options.accept_new and not self._code_at_hand
         self._trust = Trust(known.name_of(options.host, options.port), anyone=anyone)
         self._feed = Feed(iter(()))
         self._ended = _Totals()
@@ -259,11 +263,14 @@ class SendRun:
 
     def _acquainted(self, error: NotPaired | Unproven) -> bool:
         """Whether the two sides know each other now: they were paired just now, or the user says yes."""
-        if isinstance(error, NotPaired) or self._pairer.at_hand:
+        if isinstance(error, NotPaired) or self._code_at_hand:
             # One that was given another credential would not be content with a receiver that is only known.
             if self._paired or self._keys or not self._lasting:
                 return False
-            self._paired = self._pairer.pair(self._identity, self._remember)
+            from ftx.transfer.pairing import Pairer  # here: hardly any run needs it
+
+            pairer = Pairer(self._options, self._code, self._emit, self._stop)
+            self._paired = pairer.pair(self._identity, self._remember)
             return self._paired
         if names := self._known.names(error.public):
             self._emit(events.Warn(f"the receiver on {self._options.host} shows the key of {', '.join(names)}"))

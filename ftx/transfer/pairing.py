@@ -73,7 +73,7 @@ class Pairer:
     """A sender's part: with the receiver that its options name.
 
     Attributes:
-        at_hand: there is a code without asking. A run that has a credential does not settle for none.
+        at_hand: there is a code without asking.
     """
 
     def __init__(self, options: SendOptions | PairOptions, code: Code | None, emit: events.OnEvent, stop: Stop) -> None:

@@ -363,7 +363,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a code at hand settles for an open receiver",
         ("G7",),
         "ftx/transfer/dialer.py",
-        "anyone = options.accept_new and not self._pairer.at_hand",
+        "anyone = options.accept_new and not self._code_at_hand",
         "anyone = options.accept_new",
         "tests/e2e/test_pairing.py::test_G7_a_code_never_settles_for_less",
     ),
