@@ -34,7 +34,7 @@ def identity(config: Path) -> tuple[Identity, bool]:
     try:
         config.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make(path)
-        return Identity(_key(path, _read(path).rstrip())), True
+        return Identity(_key(path, read_private(path).rstrip())), True
     except OSError:
         return Identity(secrets.token_bytes(KEY_SIZE)), False
 
@@ -63,7 +63,7 @@ def secret(path: Path, *, make_for: bytes | None = None) -> Secret:
     try:
         if make_for is not None:
             _make(path, fingerprint(make_for).encode() + b"\n")
-        words = _read(path).split()
+        words = read_private(path).split()
     except OSError as error:
         raise UsageError(f"the secret file {path}: {error.strerror}") from error
     key = _key(path, words[0] if words else b"")
@@ -98,7 +98,13 @@ def write_private(path: Path, text: bytes) -> None:
         temporary.unlink()
 
 
-def _read(path: Path) -> bytes:
+def read_private(path: Path) -> bytes:
+    """What is in a file that is for its owner alone.
+
+    Raises:
+        UsageError: it is open to others, or no file.
+        OSError: it cannot be read.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe is not waited for
     with os.fdopen(fd, "rb") as file:
         info = os.fstat(fd)
