@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ftx.errors import LinkLost, PeerSilent, ProtocolError, from_wire
+from ftx.errors import LinkLost, PeerSilent, ProtocolError, Refused
 from ftx.protocol import codec, proof
 from ftx.protocol import messages as m
 from ftx.protocol.manifest import Buffer
@@ -112,7 +112,8 @@ class Lane:
 
         Raises:
             LinkLost, PeerSilent, NotFtx: it did not come about.
-            Refused, ProtocolError: as the plain ERROR says with which a listener answered that speaks no TLS.
+            Refused: with the text of the plain ERROR with which a listener answered that speaks no TLS.
+            ProtocolError: it answered in clear with something else.
         """
         from ftx.net import tls  # here: a plain run needs none of it
 
@@ -126,7 +127,8 @@ class Lane:
             self._end = len(answer.said)
             message, _ = self.receive()
             if isinstance(message, m.Error):
-                raise from_wire(message.code, message.message) from None
+                # Anybody on the way can say so. It asks for no code, and for no other run.
+                raise Refused(message.message, from_peer=True) from None
             raise ProtocolError("it answers in clear where TLS was begun") from None
         self.encrypted = self.greeted = True
         self.fingerprint = fingerprint or self.sock.peer_fingerprint()
@@ -168,6 +170,8 @@ class Lane:
             self._fill(codec.HEADER_SIZE)
             header = codec.decode_header(self._view[self._start : self._end])
             size = codec.HEADER_SIZE + codec.body_size(header)
+            if self._strange and size > codec.HEADER_SIZE + m.MAX_UNKNOWN_BODY:
+                raise ProtocolError(f"a frame of {header.length} bytes in the handshake")
             self._fill(size)
             frame = bytes(self._view[self._start : self._start + size])
             self._start += size
@@ -382,7 +386,10 @@ class Lane:
         try:
             while left > 0 and (rest := deadline - time.monotonic()) > 0:
                 self.sock.settimeout(rest)
-                count = self.sock.recv_into(scratch)
+                try:
+                    count = self.sock.recv_into(scratch)
+                except TimeoutError:
+                    continue
                 if count == 0:
                     return
                 left -= count

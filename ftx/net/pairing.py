@@ -31,7 +31,10 @@ from ftx.protocol import messages as m
 from ftx.protocol.session import Side
 
 FILE = "pairing"
+#: Who comes behind so many gets no turn before its time is over.
+MAX_WAITING = int(m.HANDSHAKE_S / m.PAIR_S)
 DIALER_ID, LISTENER_ID = b"ftx/1 dialer", b"ftx/1 listener"
+TOO_MANY = "too many try to pair at this moment; try again in a while"
 #: What a stranger is told, whatever is wrong with the code: also where there is none.
 WRONG_CODE = "the pairing code is another one, was used already, or has run out. `ftx pair` there shows a new one"
 
@@ -256,6 +259,7 @@ class Pairing:
         self._codes = codes
         self._add = add
         self._on_paired = on_paired
+        self._places = threading.Semaphore(MAX_WAITING)
         self._turn = threading.Lock()
         self._next_s = 0.0
 
@@ -267,15 +271,21 @@ class Pairing:
         Raises:
             Refused: too many others wait for theirs.
         """
-        if not self._turn.acquire(timeout=max(0.0, deadline_s - time.monotonic())):
-            raise Refused("too many try to pair at this moment; try again in a while")
+        # Who waits here does not hear that its connection is closed: a thread for each would be one too many (G8).
+        if not self._places.acquire(blocking=False):
+            raise Refused(TOO_MANY)
         try:
-            time.sleep(max(0.0, self._next_s - time.monotonic()))
-            self._next_s = time.monotonic() + m.PAIR_S
-            with _usable():
-                return self._codes.begin() or new_code()
+            if not self._turn.acquire(timeout=max(0.0, deadline_s - time.monotonic())):
+                raise Refused(TOO_MANY)
+            try:
+                time.sleep(max(0.0, self._next_s - time.monotonic()))
+                self._next_s = time.monotonic() + m.PAIR_S
+                with _usable():
+                    return self._codes.begin() or new_code()
+            finally:
+                self._turn.release()
         finally:
-            self._turn.release()
+            self._places.release()
 
     def failed(self, code: str) -> None:
         """An exchange with this code has failed."""

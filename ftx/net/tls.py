@@ -29,6 +29,10 @@ HANDSHAKE, ALERT = 0x16, 0x15
 RECORD_BYTES = 16 * 1024  #: in a record, at most
 #: Received at a time from who is not known yet, and encrypted at a time.
 STRANGER_BYTES = 4096
+#: A dialer's part of the handshake is some hundred bytes. OpenSSL would keep 128 KiB of it for each stranger (G8).
+MAX_HANDSHAKE = 16 * 1024
+#: Bytes of answers to a peer that asks for new keys. It has some 150 wait until something is sent (G8).
+MAX_OWED = 4096
 SEND_BYTES = 256 * 1024
 #: What a TLS server that is not ftx answers.
 _NOT_FTX = ("NO_APPLICATION_PROTOCOL", "PROTOCOL_VERSION", "UNSUPPORTED_PROTOCOL", "HANDSHAKE_FAILURE")
@@ -80,7 +84,7 @@ def listening(config: Path, identity: Identity) -> Credentials:
 
 
 def _loaded(context: ssl.SSLContext, path: Path, key: bytes) -> Credentials:
-    text = read_private(path)
+    text = read_private(path)  # the private key is in it
     if not text.startswith(key):
         raise ValueError(f"{path} belongs to another identity")
     context.load_cert_chain(path)
@@ -132,29 +136,31 @@ class TlsSocket:
         self._unsent = memoryview(b"")  # encrypted, and not taken by the system yet
         self._taken = 0  # bytes of the caller's that are in it
         self._records = 0  # sent
+        self._shaken = MAX_HANDSHAKE if listener else None  # bytes that the handshake may still have; None: any
+        self._owed = 0  # bytes that TLS itself has to say, since something was sent
         self.family = sock.family
 
     def handshake(self) -> None:
-        """Go on with the handshake to its end.
+        """Go on with the handshake, to its end if what is there is enough.
 
         Raises:
-            TimeoutError: call it again.
+            TimeoutError: call it again. So whoever sends it byte by byte has no more time than others (G9).
             NotTls: the listener answers in clear.
             NotFtx: whoever is there speaks TLS, but not ours.
             LinkLost: it broke.
         """
-        while True:
-            try:
-                self._tls.do_handshake()
-                break
-            except ssl.SSLWantReadError:
-                self._flush()
-                self._receive()
-            except ssl.SSLError as error:
-                if any(reason in (error.reason or "") for reason in _NOT_FTX):
-                    raise NotFtx(f"what is there speaks TLS, but it is not ftx ({error.reason})") from error
-                raise LinkLost(f"the connection broke in the TLS handshake ({error.reason})") from error
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            self._flush()
+            self._receive()
+            raise TimeoutError from None
+        except ssl.SSLError as error:
+            if any(reason in (error.reason or "") for reason in _NOT_FTX):
+                raise NotFtx(f"what is there speaks TLS, but it is not ftx ({error.reason})") from error
+            raise LinkLost(f"the connection broke in the TLS handshake ({error.reason})") from error
         self._flush()
+        self._shaken = None
         if self._tls.selected_alpn_protocol() != ALPN:
             raise NotFtx("what is there speaks TLS, but it is not ftx")
 
@@ -167,22 +173,36 @@ class TlsSocket:
         self._received = memoryview(bytearray(size))
 
     def recv_into(self, buffer: memoryview | bytearray) -> int:
-        """What is there, one byte at least; 0 at the end."""
-        view, done = memoryview(buffer), 0
-        while True:
-            try:
-                with self._lock:
-                    while done < len(view):
-                        count: Any = self._tls.read(len(view) - done, view[done:])
-                        if not count:
-                            break
-                        done += count
-                return done
-            except ssl.SSLWantReadError:
-                if done:
-                    return done
+        """What is there, one byte at least; 0 at the end.
+
+        Raises:
+            TimeoutError: call it again. So whoever sends a record byte by byte has no more time than others (G9).
+        """
+        view = memoryview(buffer)
+        if (count := self._read(view)) is None:
             if not self._receive():
                 return 0
+            if (count := self._read(view)) is None:
+                raise TimeoutError
+        return count
+
+    def _read(self, view: memoryview) -> int | None:
+        """What is in the records that are there: bytes; 0 at the end; None: no record is whole."""
+        done, over = 0, True
+        with self._lock:
+            before = self._out.pending
+            try:
+                while done < len(view):
+                    count: Any = self._tls.read(len(view) - done, view[done:])
+                    if not count:
+                        break
+                    done += count
+            except ssl.SSLWantReadError:
+                over = False
+            self._owed += self._out.pending - before
+        if self._owed > MAX_OWED:
+            raise ConnectionError("it asks for new keys again and again")
+        return done if done or over else None
 
     def _receive(self) -> bool:
         """Take what the socket has; False at its end."""
@@ -190,6 +210,10 @@ class TlsSocket:
         if not count:
             self._in.write_eof()
             return False
+        if self._shaken is not None:
+            self._shaken -= count
+            if self._shaken < 0:
+                raise LinkLost(f"a TLS handshake of more than {MAX_HANDSHAKE} bytes")
         if not self._answered:
             self._answered = True
             if self._received[0] not in (HANDSHAKE, ALERT):
@@ -214,15 +238,19 @@ class TlsSocket:
                     self._taken += self._tls.write(view[self._taken :])
             self._records += -(-self._taken // RECORD_BYTES)
         self._flush()
-        taken, self._taken = self._taken, 0
+        # Who was given up on in the middle, and is then told why, has other bytes now.
+        taken, self._taken = min(self._taken, len(views[0])), 0
         return taken
 
     def _flush(self) -> None:
         if not self._unsent:
             with self._lock:
                 self._unsent = memoryview(self._out.read())
-        while self._unsent:
+                self._owed = 0
+        if self._unsent:
             self._unsent = self._unsent[self._sock.send(self._unsent) :]
+            if self._unsent:
+                raise TimeoutError  # what is left has the rest of the time
 
     def settimeout(self, seconds: float | None) -> None:
         self._sock.settimeout(seconds)

@@ -61,12 +61,26 @@ EXPIRE_EVERY_S = 3600.0
 MAX_LANES = 64
 #: Connections that have not been let in yet; at more, an old one goes (G8, G9).
 MAX_STRANGERS = 512
+#: An IPv4 address as an IPv6 one (RFC 4291, section 2.5.5.2).
+_MAPPED = bytes(10) + b"\xff\xff"
 #: Processes that a newer run took over from, as many as are remembered.
 MAX_SUPERSEDED = 256
 SUPERSEDED = "a newer run of the same job took over"
 STOPPED = "the receiver was stopped"
 #: What a peer hears whose line means nothing; what is wrong with it is for who can mend it.
 MISTAKE = "the receiver cannot tell what it has on file of this side; whoever runs it reads there what is wrong"
+
+
+def _origin(address: str) -> str:
+    """Where a stranger comes from: its IPv4 address, or the network of its IPv6 address.
+
+    Who has one IPv6 address has 2^64 of them, and a flood would come from a new one each time (RFC 6177).
+    """
+    try:
+        packed = socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
+    except OSError:
+        return address
+    return socket.inet_ntop(socket.AF_INET, packed[12:]) if packed.startswith(_MAPPED) else packed[:8].hex()
 
 
 @dataclass(slots=True)
@@ -273,7 +287,7 @@ class Receiver:
         lane = Lane(sock, dialer=False)
         lane.deadline_s = time.monotonic() + m.HANDSHAKE_S
         with self._lock:
-            self._strangers[lane] = address
+            self._strangers[lane] = _origin(address)
             too_many = self._crowd_out() if len(self._strangers) > MAX_STRANGERS else None
         if too_many is not None:
             too_many.shutdown()
@@ -286,9 +300,9 @@ class Receiver:
             self._events.put(events.Warn(f"{address}: {error}"))
 
     def _crowd_out(self) -> Lane:
-        """Who makes room: the oldest from the address that has most, or a flood would drive out whoever is far away."""
+        """Who makes room: the oldest from where most come, or a flood would drive out whoever is far away."""
         most = Counter(self._strangers.values()).most_common(1)[0][0]
-        lane = next(lane for lane, address in self._strangers.items() if address == most)
+        lane = next(lane for lane, origin in self._strangers.items() if origin == most)
         del self._strangers[lane]
         return lane
 

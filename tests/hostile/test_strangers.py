@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -12,18 +13,23 @@ from pathlib import Path
 import pytest
 
 from ftx.errors import LinkLost, ProtocolError, Refused, UsageError
-from ftx.net import handshake, keys
+from ftx.net import handshake, keys, pairing, tls
 from ftx.net import lane as lane_module
 from ftx.net.identity import Identity
 from ftx.net.lane import Lane
+from ftx.net.pairing import Exchange
+from ftx.options import ReceiveOptions
 from ftx.protocol import codec
 from ftx.protocol import messages as m
 from ftx.protocol.manifest import DigestName
 from ftx.protocol.messages import Role
+from ftx.protocol.session import Side
 from ftx.transfer import registry
-from tests.hostile import peer
+from ftx.transfer.registry import Receiver
+from tests.hostile import keyed, peer
 from tests.support.files import fill
 from tests.support.local import LocalReceiver, local_send
+from tests.support.process import wait_until
 
 HELLO = codec.encode(m.Hello(m.MAGIC, 1, 1, bytes(32), bytes(32)))
 WRONG_PROOF = codec.encode(m.Proof(b"", (m.ProofItem(m.Method.SECRET, bytes(32)),)))
@@ -116,6 +122,102 @@ def test_g9_a_sender_comes_in_through_a_flood(tmp_path: Path, monkeypatch: pytes
             sock.close()
 
 
+@pytest.mark.parametrize("what", ["a TLS hello", "a TLS record"])
+def test_g9_who_dribbles_tls_has_no_more_time_than_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(m, "HANDSHAKE_S", 0.5)
+    with LocalReceiver(tmp_path) as receiver:
+        if what == "a TLS hello":
+            sock, data = peer.connected(receiver.port), keyed.client_hello()
+        else:
+            dialer = keyed.Keyed(tmp_path, receiver.port)
+            sock, data = dialer.sock, dialer.said(HELLO)
+        with sock:
+            for number in range(50):
+                sock.sendall(data[number : number + 1])
+                if is_closed(sock, 0.1):
+                    break
+        assert number < 20
+
+
+def test_g8_who_asks_for_new_keys_again_and_again_is_sent_away(tmp_path: Path) -> None:
+    """TLS answers each time, and the answers would wait until something else is said."""
+    with LocalReceiver(tmp_path) as receiver:
+        dialer = keyed.Keyed(tmp_path, receiver.port)
+        with dialer.sock:
+            dialer.sock.sendall(b"".join(dialer.asks_for_keys() for _ in range(100)) + dialer.said(HELLO))
+            assert len(dialer.sock.recv(65536)) > 2000  # it is heard, and answered
+            dialer.sock.sendall(b"".join(dialer.asks_for_keys() for _ in range(400)))
+            assert is_closed(dialer.sock)
+        wait_until(lambda: "asks for new keys" in receiver.warned())
+
+
+def test_g8_a_tls_handshake_is_short(tmp_path: Path) -> None:
+    with LocalReceiver(tmp_path) as receiver, peer.connected(receiver.port) as sock:
+        size = 100_000
+        sock.sendall(keyed.record(0x16, b"\x01" + size.to_bytes(3, "big") + bytes(8000)))
+        assert not is_closed(sock, 0.2)
+        sock.sendall(keyed.record(0x16, bytes(10000)))
+        assert is_closed(sock)
+        wait_until(lambda: "a TLS handshake of more than" in receiver.warned())
+
+
+@pytest.mark.parametrize("dialer", [True, False])
+def test_g8_a_stranger_begins_no_large_frame(dialer: bool) -> None:
+    """Its length alone would make room for it."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        lane = Lane(ours, dialer=dialer)
+        lane.deadline_s = time.monotonic() + peer.PATIENCE_S
+        theirs.sendall(HELLO)
+        lane.receive()
+        theirs.sendall(codec.HEADER.pack(m.Type.FOLDER, m.CRITICAL, 0, m.MAX_BODY[m.Type.FOLDER], 0))
+        with pytest.raises(ProtocolError, match="in the handshake"):
+            lane.receive()
+
+
+def test_g8_who_waits_to_pair_takes_no_place_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not notice that its connection was closed to make room."""
+    monkeypatch.setattr(registry, "MAX_STRANGERS", 4)
+    for name, seconds in (("HANDSHAKE_S", 3), ("PAIR_S", 0.3), ("DRAIN_S", 0.1)):
+        monkeypatch.setattr(m, name, seconds)
+    pair = codec.encode(m.Pair(Exchange(Side.DIALER, "0000-acorn-actor").element))
+    with LocalReceiver(tmp_path, plain=True) as receiver, ExitStack() as flood:
+        for _ in range(pairing.MAX_WAITING + 30):
+            flood.enter_context(peer.connected(receiver.port)).sendall(HELLO + pair)
+        wait_until(lambda: receiver.warned().count(pairing.TOO_MANY) >= 20, patience_s=2)
+        waiting = [thread for thread in threading.enumerate() if thread.name == "ftx-greet"]
+        assert len(waiting) <= pairing.MAX_WAITING + 4
+
+
+@pytest.mark.parametrize(("one", "other", "same"), [
+    ("192.0.2.1", "192.0.2.2", False),
+    ("::ffff:192.0.2.1", "192.0.2.1", True),
+    ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+    ("2001:db8::1", "2001:db8:0:0:ffff::2", True),
+    ("2001:db8::1", "2001:db8:0:1::1", False),
+    ("fe80::1%eth0", "fe80::2%eth0", True),
+    ("::1", "127.0.0.1", False),
+    ("ssh", "127.0.0.1", False),
+])  # fmt: skip
+def test_g9_an_ipv6_network_counts_as_one_address(one: str, other: str, same: bool) -> None:
+    assert (registry._origin(one) == registry._origin(other)) is same
+
+
+def test_g9_a_flood_from_one_ipv6_network_crowds_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "MAX_STRANGERS", 4)
+    receiver = Receiver(ReceiveOptions(config_dir=tmp_path))
+    monkeypatch.setattr(receiver, "_greet", lambda *_: None)
+    with ExitStack() as stack:
+        pairs = [stack.enter_context(closing(sock)) for _ in range(9) for sock in socket.socketpair()]
+        receiver.connected(pairs[0], "192.0.2.1")
+        receiver.connected(pairs[2], "2001:db8:0:1::1")
+        for number in range(2, 9):
+            receiver.connected(pairs[2 * number], f"2001:db8::{number}")
+        assert [is_closed(sock, 0.1) for sock in pairs[1::2]] == [False] * 2 + [True] * 5 + [False] * 2
+
+
 # --- Keys ----------------------------------------------------------------------------------------------
 
 
@@ -124,6 +226,16 @@ def test_g11_a_key_that_is_a_pipe_is_not_waited_for(tmp_path: Path, listener: bo
     os.mkfifo(tmp_path / "secret", 0o600)
     with pytest.raises(UsageError, match="not a file"):
         keys.secret(tmp_path / "secret", make_for=b"r" * 32 if listener else None)
+
+
+def test_g7_a_certificate_that_others_can_read_is_not_used(tmp_path: Path) -> None:
+    """The private key is in its file."""
+    own = Identity(bytes(32))
+    _, fingerprint = tls.listening(tmp_path, own)
+    assert tls.listening(tmp_path, own)[1] == fingerprint
+    (tmp_path / tls.CERTIFICATE).chmod(0o640)
+    with pytest.raises(UsageError, match="open to others"):
+        tls.listening(tmp_path, own)
 
 
 # --- Lanes ---------------------------------------------------------------------------------------------

@@ -6,14 +6,15 @@ import os
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ftx.errors import FtxError, KeysWorn, LinkLost, NotFtx, Refused
+from ftx.errors import FtxError, KeysWorn, LinkLost, NotFtx, PeerSilent, Refused
 from ftx.net import handshake, tls
 from ftx.net.handshake import Trust
 from ftx.net.identity import Identity
@@ -328,3 +329,45 @@ def test_g2_a_session_whose_keys_are_worn_goes_on_in_another(tmp_path: Path, mon
         assert same(source, receiver.into / "f")
     kinds = [event.type for event in seen]
     assert kinds.count("session") >= 3 and "retry" not in kinds
+
+
+# --- Who takes nothing ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def taking(lane: Lane, size: int) -> Iterator[None]:
+    """So many bytes are taken off the wire every 50 ms."""
+    over = threading.Event()
+    assert isinstance(lane.sock, tls.TlsSocket)
+    sock = lane.sock._sock
+
+    def take() -> None:
+        while not over.wait(0.05):
+            sock.recv(size, socket.MSG_DONTWAIT)
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_deadline_counts_over_all_that_is_taken(encrypted: tuple[Lane, Lane]) -> None:
+    dialer, listener = encrypted
+    started = time.monotonic()
+    listener.deadline_s = started + 0.5
+    with taking(dialer, 5000), pytest.raises(PeerSilent):
+        listener.send_raw(bytes(8 * MIB))
+    assert time.monotonic() - started < 1.5
+
+
+def test_who_gives_up_in_the_middle_may_still_say_why(encrypted: tuple[Lane, Lane]) -> None:
+    dialer, listener = encrypted
+    listener.deadline_s = time.monotonic() + 0.2
+    with pytest.raises(PeerSilent):
+        listener.send_raw(bytes(8 * MIB))
+    listener.deadline_s = time.monotonic() + 5
+    with taking(dialer, MIB):
+        listener.send_raw(b"why")

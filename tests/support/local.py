@@ -64,6 +64,10 @@ class LocalReceiver:
     def of_type(self, kind: type[events.Event]) -> list[Any]:
         return [event for event in list(self.events) if isinstance(event, kind)]
 
+    def warned(self) -> str:
+        """All warnings so far, a line each."""
+        return "\n".join(event.message for event in self.of_type(events.Warn))
+
 
 def local_send(base: Path, path: Path | bytes, port: int, **options: Any) -> api.Finished:
     """``api.send`` to this machine, without retries unless told otherwise."""
