@@ -22,6 +22,11 @@ _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?([KMGT]iB|[kKMGT]B|[kKmMgGtT]|B)?
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 
 
+MAX_LANES = 64  #: of one session
+FINGERPRINT = "ed25519:"  #: what a fingerprint begins with
+_PEER_NAME = re.compile(r"[^\s#\x00-\x1f\x7f][^\s\x00-\x1f\x7f]{0,63}")
+
+
 class Exists(Enum):
     """What the receiver does about a different file of the same name."""
 
@@ -77,10 +82,10 @@ def text(value: Any) -> str:
 
 
 def peer_name(value: Any) -> str:
-    """What a peer is called: one word, or empty for none."""
-    name = text(value) if value != "" else ""
-    if not name.isprintable() or " " in name or name.startswith("#") or len(name) > 64:
-        raise ValueError(f"{value!r} is no name for a peer: one word of at most 64 characters")
+    """What a peer is called: one word, and no fingerprint."""
+    name = text(value)
+    if not _PEER_NAME.fullmatch(name) or name.startswith(FINGERPRINT):
+        raise ValueError(f"{value!r} is no name for a peer: one word of at most 64 characters, and no fingerprint")
     return name
 
 
@@ -274,7 +279,7 @@ class SendOptions(CommonOptions):
         "port": number(1, 65535, whole=True),
         "host": text,
         "folder": relative,
-        "lanes": number(0, 64, whole=True),
+        "lanes": number(0, MAX_LANES, whole=True),
         "retry_for_s": number(0, 2**32 - 1, " seconds"),
         "accept_new": truth,
         "digest": DigestName,
@@ -373,4 +378,4 @@ class InviteOptions(_Checked):
     name: str = ""
     config_dir: Path = field(default_factory=config_dir)
 
-    CHECKS: ClassVar[Mapping[str, Check]] = {"name": peer_name, "config_dir": path}
+    CHECKS: ClassVar[Mapping[str, Check]] = {"name": lambda value: value and peer_name(value), "config_dir": path}

@@ -17,7 +17,7 @@ from ftx.options import SendOptions
 
 CHECKS = SendOptions.CHECKS
 #: What is for receivers that run already.
-NOT_OVER_SSH = ("port", "secret_file", "accept_new", "plain")
+NOT_OVER_SSH = ("port", "secret_file", "accept_new", "plain", "code_fd")
 
 
 def _remote(context: click.Context, parameter: click.Parameter, text: Any) -> Any:
@@ -140,7 +140,7 @@ def send(
         folder = f", folder {printable(remote.folder)}" if remote.folder else ""
         way = "over ssh" if over_ssh else f"port {port}"
         report.say(f"sending {name} to {printable(remote.host)}{folder}, {way}")
-        code = process.pairing_code(remote.host, code_fd)
+        code = None if over_ssh else process.pairing_code(remote.host, code_fd)
         return api.send(paths, options, on_event=report, stop=stop, confirm=confirm_open, code=code)
 
     return process.run(report, work)

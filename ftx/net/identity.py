@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 
+from ftx.options import FINGERPRINT
+
 #: What a fingerprint begins with.
-PREFIX = "ed25519:"
 #: The y coordinates of the points of order 1, 2, 4 and 8, in every encoding; the highest bit is the sign of x.
 _P = 2**255 - 19
 _ORDER_8 = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
@@ -65,7 +66,7 @@ def of_small_order(public: bytes) -> bool:
 
 def fingerprint(public: bytes) -> str:
     """A public key as people read and compare it: a key is as short as a digest of it, so it is all of it."""
-    return PREFIX + base64.urlsafe_b64encode(public).decode().rstrip("=")
+    return FINGERPRINT + base64.urlsafe_b64encode(public).decode().rstrip("=")
 
 
 def public_key(text: str) -> bytes:
@@ -74,7 +75,7 @@ def public_key(text: str) -> bytes:
     Raises:
         ValueError: it is none.
     """
-    key = base64.b64decode(text.removeprefix(PREFIX) + "=", altchars=b"-_", validate=True)
+    key = base64.b64decode(text.removeprefix(FINGERPRINT) + "=", altchars=b"-_", validate=True)
     if len(key) != 32 or fingerprint(key) != text:
         raise ValueError(f"{text!r} is no fingerprint")
     return key

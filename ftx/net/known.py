@@ -68,15 +68,21 @@ class KnownHosts:
         return any(os.fsencode(name) in words[:2] for _, words in self._lines.words())
 
     def add(self, name: str, public: bytes) -> None:
-        """Trust this key under this name from here on.
+        """Trust this key, and no other, under this name from here on.
 
         Raises:
             OSError: it cannot be written down.
             UsageError: others can write to the file.
         """
-        line = os.fsencode(f"{name} {fingerprint(public)}")
-        # Another process may have been faster.
-        self._lines.change(lambda lines: lines if line in map(bytes.rstrip, lines) else appended(lines, line))
+        words = [os.fsencode(name), fingerprint(public).encode()]
+
+        def edit(lines: list[bytes]) -> list[bytes]:
+            mine = [line for line in lines if said(line)[:1] == words[:1]]
+            if mine and said(mine[-1])[:2] == words:
+                return lines  # another process was faster
+            return appended([line for line in lines if line not in mine], b" ".join(words))
+
+        self._lines.change(edit)
 
     def remove(self, name: str) -> list[str]:
         """Trust the receiver of this name, or all with this fingerprint, no longer; the names that went.

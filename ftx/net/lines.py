@@ -80,7 +80,8 @@ class Lines:
             self._replace(path, content if before else self._head + content, os.fstat(fd).st_mode & 0o777)
 
     def _read(self, fd: int) -> list[bytes]:
-        if os.fstat(fd).st_mode & 0o022:
+        info = os.fstat(fd)
+        if info.st_mode & 0o022 or info.st_uid not in (os.geteuid(), 0):
             raise UsageError(f"others can write to {self.path}; `chmod 600` it, if it is what it should be")
         with open(fd, "rb", closefd=False) as file:
             return file.readlines()
@@ -113,9 +114,11 @@ def _locked(path: Path) -> Iterator[int]:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
+            same = False
             with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(fd), path.stat()):
-                    yield fd
-                    return
+                same = os.path.samestat(os.fstat(fd), path.stat())
+            if same:
+                yield fd
+                return
         finally:
             os.close(fd)

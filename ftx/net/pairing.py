@@ -182,6 +182,7 @@ class Codes:
         with self._locked() as file:
             state = file.read()
             if not state.good or state.tries >= m.PAIR_TRIES:
+                file.write(state)  # so that it takes as long: nobody learns whether there is a good one
                 return None
             file.write(replace(state, tries=state.tries + 1))
             return state.code
@@ -193,13 +194,18 @@ class Codes:
             if state.code == code and state.tries >= m.PAIR_TRIES:
                 file.write(_State(last=state.last))
 
-    def used(self, code: str, address: str, public: bytes) -> Paired | None:
-        """Use a code up, for the holder of this key: who that is from now on. None: it pairs no more (G7)."""
+    def used(self, code: str, address: str, public: bytes, add: Callable[[str, bytes], str]) -> Paired | None:
+        """Use a code up, for the holder of this key: who that is from now on. None: it pairs no more (G7).
+
+        Args:
+            add: files the key under a name, or one like it, which it gives. Where it fails the code is used up too.
+        """
         with self._locked() as file:
             state = file.read()
             if not state.good or state.code != code:
                 return None
-            peer = Paired(code, state.name or address, fingerprint(public), address)
+            file.write(_State(last=state.last))  # first: whatever comes, it pairs no more
+            peer = Paired(code, add(state.name or address, public), fingerprint(public), address)
             file.write(_State(last=peer))
             return peer
 
@@ -299,8 +305,7 @@ class Pairing:
             WrongCode: the code was used by another one meanwhile, or has run out.
         """
         with _usable():
-            peer = self._codes.used(code, address, public)
+            peer = self._codes.used(code, address, public, self._add)
             if peer is None:
                 raise WrongCode(WRONG_CODE)
-            name = self._add(peer.name, public)
-        self._on_paired(peer._replace(name=name))
+        self._on_paired(peer)

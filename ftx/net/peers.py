@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from ftx.errors import UsageError
-from ftx.net.identity import PREFIX, fingerprint, public_key
+from ftx.net.identity import fingerprint, public_key
 from ftx.net.lines import Lines, appended, said
-from ftx.options import relative, size
+from ftx.options import peer_name, relative, size
 
 FILE = "peers"
 _HEAD = b"""\
@@ -32,7 +32,6 @@ _HEAD = b"""\
 #   quota=SIZE         what FOLDER may hold
 #   max-size=SIZE      the largest file
 """
-_NAME = re.compile(r"[^\s#\x00-\x1f\x7f][^\s\x00-\x1f\x7f]{0,99}")
 
 
 class Right(Enum):
@@ -70,8 +69,7 @@ class Peer:
     max_size: int | None = None
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name) or self.name.startswith(PREFIX):
-            raise ValueError(f"{self.name!r} is no name of a peer, which is one word and no fingerprint")
+        peer_name(self.name)
         if not self.rights or self.rights >= {Right.WRITE, Right.APPEND_ONLY}:
             raise ValueError("rights are one or more of read, write and append-only; the last two exclude each other")
         if self.quota is not None and not self.folder:

@@ -91,7 +91,7 @@ class FarSide:
         self.sock.settimeout(TICK_S)
         while (found := re.search(rb"^" + re.escape(start.SSH_MARK) + rb"([^\n]*)\n", said, re.MULTILINE)) is None:
             check()
-            if len(said) > start.MAX_SSH_NOISE:
+            if len(said) > start.MAX_SSH_NOISE + len(start.SSH_MARK) + start.MAX_SSH_ANSWER:
                 raise NotStarted(f"{self._host} does not start ftx, and says without end: {_shown(said)}")
             if time.monotonic() > deadline:
                 raise NetworkError(f"{self._host} has not answered for {START_S:g} s")

@@ -120,7 +120,7 @@ class TlsSocket:
     """What a lane uses of a socket, with TLS over it. One thread may read while another writes.
 
     One TLS object must not be used by two threads at once. So it works on buffers, under a lock, and what may wait (the
-    socket) is called outside it.
+    socket) is called outside it. When a session is broken off a second thread reads, too: they take turns.
 
     Args:
         sock: connected, blocking.
@@ -131,6 +131,7 @@ class TlsSocket:
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._in, self._out, server_side=listener)
         self._lock = threading.Lock()
+        self._turn = threading.Lock()  # of whoever reads, since there is one buffer
         self._received = memoryview(bytearray(STRANGER_BYTES))
         self._answered = listener  # by its first byte a dialer tells TLS from what is none
         self._unsent = memoryview(b"")  # encrypted, and not taken by the system yet
@@ -138,7 +139,6 @@ class TlsSocket:
         self._records = 0  # sent
         self._shaken = MAX_HANDSHAKE if listener else None  # bytes that the handshake may still have; None: any
         self._owed = 0  # bytes that TLS itself has to say, since something was sent
-        self.family = sock.family
 
     def handshake(self) -> None:
         """Go on with the handshake, to its end if what is there is enough.
@@ -156,6 +156,8 @@ class TlsSocket:
             self._receive()
             raise TimeoutError from None
         except ssl.SSLError as error:
+            with suppress(OSError):
+                self._flush()  # the alert that says why
             if any(reason in (error.reason or "") for reason in _NOT_FTX):
                 raise NotFtx(f"what is there speaks TLS, but it is not ftx ({error.reason})") from error
             raise LinkLost(f"the connection broke in the TLS handshake ({error.reason})") from error
@@ -199,6 +201,8 @@ class TlsSocket:
                     done += count
             except ssl.SSLWantReadError:
                 over = False
+            except ssl.SSLEOFError:  # another thread that read has found it
+                pass
             self._owed += self._out.pending - before
         if self._owed > MAX_OWED:
             raise ConnectionError("it asks for new keys again and again")
@@ -206,9 +210,19 @@ class TlsSocket:
 
     def _receive(self) -> bool:
         """Take what the socket has; False at its end."""
+        timeout_s = self._sock.gettimeout()
+        if not self._turn.acquire(timeout=-1 if timeout_s is None else timeout_s):
+            raise TimeoutError
+        try:
+            return self._receive_in_turn()
+        finally:
+            self._turn.release()
+
+    def _receive_in_turn(self) -> bool:
         count = self._sock.recv_into(self._received)
         if not count:
-            self._in.write_eof()
+            with self._lock:
+                self._in.write_eof()
             return False
         if self._shaken is not None:
             self._shaken -= count

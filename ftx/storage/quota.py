@@ -82,7 +82,8 @@ class Account:
             self._ended += self._under_way.pop(path, 0)
 
     def _count(self, path: bytes, size: int, there: int) -> None:
-        for may_measure in (True, False):
+        measured = False  # by this call
+        while True:
             with self._lock:
                 more = size - there - self._under_way.get(path, 0)
                 used = self._used
@@ -90,10 +91,11 @@ class Account:
                     self._used += more
                     self._under_way[path] = size
                     return
-                known = self._measured and not self._ended
-            if known or not may_measure:
+                known = self._measured and (measured or not self._ended)
+            if known:
                 break
             self._measure()
+            measured = True
         quota = f"the quota of {self._name}, {self.quota} bytes, of which {used} are used"
         raise DestinationError(
             f"{disk.show(path)}: {more} bytes more do not fit into {quota}. Make room there; or whoever runs the "

@@ -319,7 +319,9 @@ class SendRun:
         for way in better:
             try:
                 return way, *stack.enter_context(self._met(way))
-            except (NetworkError, ProtocolError, Refused) as error:
+            except Interrupted:
+                raise
+            except FtxError as error:
                 # It may be a firewall, or another machine of this address: ssh leads to the right one.
                 hidden = str(error) if isinstance(error, NetworkError) else f"{way.name}: {error}"
         if hidden and not self._hidden:

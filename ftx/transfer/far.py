@@ -101,7 +101,7 @@ class _FarSide:
 
 def _forward(sock: socket.socket) -> None:
     """What the receiver says, to standard output."""
-    with sock:
+    with sock, suppress(OSError):  # the receiver closed it in the middle of what came: that is its end as well
         while data := sock.recv(PIECE):
             _say(data)
 

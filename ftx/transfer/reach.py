@@ -6,19 +6,18 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ftx.errors import ProtocolError
 from ftx.net import dial
 from ftx.net.handshake import Trust
 from ftx.net.identity import public_key
-from ftx.options import SendOptions
+from ftx.options import MAX_LANES, SendOptions
 from ftx.protocol import messages as m
 from ftx.protocol.messages import Method
 
 #: The port of a far side that does not answer so soon is taken for one that a firewall hides.
 REACH_S = 3.0
-MAX_LANES = 64
 
 Check = Callable[[], None]
 
@@ -63,15 +62,24 @@ def ways(options: SendOptions, keys: Mapping[Method, bytes], trust: Trust, check
         with _over_ssh(options, check) as found:
             yield found
     else:
-        way = _direct(options.host, options.port, options.timeout_s, options.timeout_s, keys, trust)
-        yield [replace(way, plain=options.plain)]
+        timeout_s = options.timeout_s
+        yield [_direct(options.host, options.port, timeout_s, timeout_s, keys, trust, plain=options.plain)]
 
 
-def _direct(host: str, port: int, reach_s: float, timeout_s: float, keys: Mapping[Method, bytes], trust: Trust) -> Way:
+def _direct(
+    host: str,
+    port: int,
+    reach_s: float,
+    timeout_s: float,
+    keys: Mapping[Method, bytes],
+    trust: Trust,
+    *,
+    plain: bool = False,
+) -> Way:
     def connect(check: Check) -> socket.socket:
         return dial.connect(host, port, reach_s, check)
 
-    return Way(f"{host}:{port}", "direct", keys, trust, connect, timeout_s)
+    return Way(f"{host}:{port}", "direct", keys, trust, connect, timeout_s, plain=plain)
 
 
 @contextmanager

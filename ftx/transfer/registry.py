@@ -35,7 +35,7 @@ from ftx.net.lane import Lane
 from ftx.net.listen import Listener
 from ftx.net.pairing import Codes, Paired, Pairing
 from ftx.net.peers import Peer, Peers
-from ftx.options import ReceiveOptions
+from ftx.options import MAX_LANES, ReceiveOptions
 from ftx.protocol import messages as m
 from ftx.protocol.messages import Method, Role
 from ftx.storage import disk, paths, unfinished
@@ -57,8 +57,6 @@ PROGRESS_S = 0.25
 LEAVE_S = 5.0
 #: How often what is unfinished is looked through for what is too old.
 EXPIRE_EVERY_S = 3600.0
-#: Lanes that one session gets, at most.
-MAX_LANES = 64
 #: Connections that have not been let in yet; at more, an old one goes (G8, G9).
 MAX_STRANGERS = 512
 #: An IPv4 address as an IPv6 one (RFC 4291, section 2.5.5.2).

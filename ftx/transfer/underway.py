@@ -124,4 +124,5 @@ class UnderWay:
         self.store.unclaim([whole.entry.path for whole in wholes if whole.claimed])
         if self.account is not None:
             for whole in wholes:
-                self.account.end(whole.entry.path)
+                if not whole.claimed:  # of the others `unclaim` has told it
+                    self.account.end(whole.entry.path)

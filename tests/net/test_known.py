@@ -31,6 +31,14 @@ def test_what_is_written_down_is_found(tmp_path: Path) -> None:
     assert known.path.stat().st_mode & 0o777 == 0o600
 
 
+def test_g7_a_name_has_one_key_and_may_have_an_earlier_one_again(tmp_path: Path) -> None:
+    known = KnownHosts(tmp_path / "config")
+    for public in (ONE, OTHER, ONE):
+        known.add("there", public)
+        assert known.find("there") == public
+    assert known.names(OTHER) == [] and known.names(ONE) == ["there"]
+
+
 def test_a_file_that_a_person_has_edited(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text(
         f"# ours\n\nthere   {fingerprint(ONE)}\nthere\t{fingerprint(OTHER)}\nlast {fingerprint(ONE)}"

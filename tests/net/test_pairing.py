@@ -71,7 +71,7 @@ def codes(tmp_path: Path) -> Codes:
 
 def test_without_a_code(codes: Codes) -> None:
     assert codes.begin() is None
-    assert codes.used(CODE, "there", DIALER.public) is None
+    assert codes.used(CODE, "there", DIALER.public, filed) is None
     assert codes.look(CODE) is Fate.VOID
 
 
@@ -81,16 +81,41 @@ def test_a_code_pairs_once(codes: Codes) -> None:
     assert codes.begin() == code
     assert codes.look(code) is Fate.GOOD
     peer = Paired(code, "laptop", fingerprint(DIALER.public), "192.0.2.7")
-    assert codes.used(code, "192.0.2.7", DIALER.public) == peer
-    assert codes.used(code, "192.0.2.8", STRANGER.public) is None
+    assert codes.used(code, "192.0.2.7", DIALER.public, filed) == peer
+    assert codes.used(code, "192.0.2.8", STRANGER.public, filed) is None
     assert codes.begin() is None
     assert codes.look(code) == peer
     codes.make()
     assert codes.look(code) == peer  # whoever shows it hears of it, also when another one is shown already
 
 
+def filed(name: str, _public: bytes) -> str:
+    """A ``peers`` file in which there is room for every name."""
+    return name
+
+
+def test_a_code_whose_peer_cannot_be_filed_has_paired_nobody(codes: Codes) -> None:
+    """Whoever shows it must not say so; and it is worth nothing any more."""
+    code = codes.make("laptop")
+
+    def full(_name: str, _public: bytes) -> str:
+        raise OSError(28, os.strerror(28))
+
+    with pytest.raises(UsageError, match="No space"):
+        codes.used(code, "there", DIALER.public, full)
+    assert not isinstance(codes.look(code), Paired)
+    assert codes.begin() is None
+
+
+def test_who_is_paired_is_told_by_the_name_that_it_has(codes: Codes) -> None:
+    code = codes.make("laptop")
+    peer = codes.used(code, "there", DIALER.public, lambda name, _: f"{name}-2")
+    assert peer is not None and peer.name == "laptop-2"
+    assert codes.look(code) == peer
+
+
 def test_without_a_name_the_address_is_one(codes: Codes) -> None:
-    peer = codes.used(codes.make(), "192.0.2.7", DIALER.public)
+    peer = codes.used(codes.make(), "192.0.2.7", DIALER.public, filed)
     assert peer is not None and peer.name == "192.0.2.7"
 
 
@@ -98,7 +123,7 @@ def test_g7_five_exchanges_and_no_more(codes: Codes) -> None:
     code = codes.make()
     assert [codes.begin() for _ in range(7)] == [code] * m.PAIR_TRIES + [None, None]
     assert codes.look(code) is Fate.GOOD  # the last may still succeed
-    assert codes.used(code, "there", DIALER.public) is not None
+    assert codes.used(code, "there", DIALER.public, filed) is not None
 
 
 def test_g7_the_fifth_failure_voids_a_code(codes: Codes) -> None:
@@ -108,7 +133,7 @@ def test_g7_the_fifth_failure_voids_a_code(codes: Codes) -> None:
         codes.begin()
         codes.failed(code)
     assert codes.look(code) is Fate.VOID
-    assert codes.used(code, "there", DIALER.public) is None
+    assert codes.used(code, "there", DIALER.public, filed) is None
     fresh = codes.make()
     codes.failed(code)  # a late one, of the code before
     assert codes.begin() == fresh
@@ -132,7 +157,7 @@ def test_g7_a_code_runs_out(codes: Codes, monkeypatch: pytest.MonkeyPatch, moved
     now = time.time() + moved_s
     monkeypatch.setattr(pairing.time, "time", lambda: now)
     assert codes.begin() is None
-    assert codes.used(code, "there", DIALER.public) is None
+    assert codes.used(code, "there", DIALER.public, filed) is None
     assert codes.look(code) is Fate.EXPIRED
 
 
@@ -177,7 +202,7 @@ def _race(config: Path, what: str, code: str, go: Any, found: Any) -> None:
         if what == "begin":
             found.put(codes.begin())
         else:
-            found.put(codes.used(code, str(os.getpid()), DIALER.public) is not None)
+            found.put(codes.used(code, str(os.getpid()), DIALER.public, filed) is not None)
 
 
 @pytest.mark.parametrize(("what", "most"), [("begin", m.PAIR_TRIES), ("used", 1)])

@@ -219,8 +219,8 @@ def test_g7_a_relay_with_a_certificate_of_its_own_is_found(credentials: Credenti
     def forward(source: Lane, sink: Lane) -> None:
         buffer = memoryview(bytearray(65536))
         with suppress(OSError, FtxError):
-            while count := source.sock.recv_into(buffer):
-                sink.send_raw(bytes(buffer[:count]))
+            while piece := take(source, buffer):
+                sink.send_raw(bytes(piece))
         source.shutdown()
         sink.shutdown()
 
@@ -266,6 +266,13 @@ def test_g7_an_answer_in_clear_is_no_session(lanes: tuple[Lane, Lane]) -> None:
 # --- What travels --------------------------------------------------------------------------------------
 
 
+def take(lane: Lane, buffer: memoryview) -> memoryview:
+    """What has come, one byte at least."""
+    while True:
+        with suppress(TimeoutError):  # no record is whole yet
+            return buffer[: lane.sock.recv_into(buffer)]
+
+
 def test_both_directions_at_once(encrypted: tuple[Lane, Lane]) -> None:
     """A lane's reader and its writer work on one TLS object; what they say is more than any buffer holds."""
     payload = os.urandom(8 * MIB)
@@ -273,8 +280,8 @@ def test_both_directions_at_once(encrypted: tuple[Lane, Lane]) -> None:
 
     def read(lane: Lane) -> None:
         got, buffer = bytearray(), memoryview(bytearray(100_000))
-        while len(got) < len(payload) and (count := lane.sock.recv_into(buffer[: len(payload) - len(got)])):
-            got += buffer[:count]
+        while len(got) < len(payload):
+            got += take(lane, buffer[: len(payload) - len(got)])
         found.append(bytes(got))
 
     threads = [threading.Thread(target=lane.send_raw, args=(payload,)) for lane in encrypted]
@@ -284,6 +291,27 @@ def test_both_directions_at_once(encrypted: tuple[Lane, Lane]) -> None:
     for thread in threads:
         thread.join()
     assert found == [payload, payload]
+
+
+def test_g11_a_second_thread_may_read_what_is_left(encrypted: tuple[Lane, Lane]) -> None:
+    """When a session is broken off, its reader may still be at it: neither disturbs the other."""
+    payload, found = os.urandom(4 * MIB), []
+
+    def read() -> None:
+        buffer, got = memoryview(bytearray(10_000)), 0
+        with suppress(LinkLost):
+            while count := len(take(encrypted[0], buffer)):
+                got += count
+        found.append(got)
+
+    threads = [threading.Thread(target=read) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    encrypted[1].send_raw(payload)
+    encrypted[1].close()
+    for thread in threads:
+        thread.join()
+    assert sum(found) == len(payload)
 
 
 def test_the_end_of_a_connection_is_its_end(encrypted: tuple[Lane, Lane]) -> None:
@@ -303,9 +331,9 @@ def test_a_write_that_takes_long_is_gone_on_with(encrypted: tuple[Lane, Lane]) -
             left = left[sock.sendmsg([left]) :]
         except TimeoutError:
             late += 1
-            got += buffer[: encrypted[1].sock.recv_into(buffer)]
+            got += take(encrypted[1], buffer)
     while len(got) < len(payload):
-        got += buffer[: encrypted[1].sock.recv_into(buffer)]
+        got += take(encrypted[1], buffer)
     assert late and got == payload
 
 

@@ -31,7 +31,7 @@ def test_a_new_code_is_shown_for_each_that_is_over(tmp_path: Path, monkeypatch: 
 
     shown.renew()
     assert len(told) == 1
-    codes.used(code(), "there", PUBLIC)
+    codes.used(code(), "there", PUBLIC, lambda name, _: name)
     shown.renew()
     codes.withdraw(code())
     shown.renew()
@@ -52,7 +52,7 @@ def test_another_process_is_let_finish(tmp_path: Path) -> None:
     shown.renew()
     shown.renew()
     assert len(told) == 1 and codes.begin() == other
-    codes.used(other, "there", PUBLIC)
+    codes.used(other, "there", PUBLIC, lambda name, _: name)
     shown.renew()
     assert isinstance(told[-1], events.Code) and len(told) == 2 and told[-1].reason == ""
 
