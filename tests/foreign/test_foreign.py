@@ -46,12 +46,12 @@ MAKERS = {b"dialer": b"listener", b"listener": b"dialer"}
 class Program:
     """A process of ftx. It is killed when it takes 20 seconds."""
 
-    def __init__(self, home, *arguments):
+    def __init__(self, home, *arguments, plain=False, code=None):
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FTX_")}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "ftx", *map(str, arguments), "--plain", "--json"],
+            [sys.executable, "-m", "ftx", *map(str, arguments), *["--plain"] * plain, "--json"],
             cwd=ROOT,
-            env=environment | {"FTX_CONFIG_DIR": str(home / "config")},
+            env=environment | {"FTX_CONFIG_DIR": str(home / "config")} | ({"FTX_CODE": code} if code else {}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -100,9 +100,9 @@ def key_in(path):
 
 
 @contextlib.contextmanager
-def receiver(home, folder, *options):
+def receiver(home, folder, *options, plain=False):
     """`ftx receive`; gives its port."""
-    with Program(home, "receive", "--bind", HOST, "--port", 0, "--dir", folder, *options) as program:
+    with Program(home, "receive", "--bind", HOST, "--port", 0, "--dir", folder, *options, plain=plain) as program:
         yield program.port()
 
 
@@ -151,18 +151,19 @@ def from_real(home, tmp_path):
     (tmp_path / "config").mkdir(0o700)
     key_file(tmp_path / "config" / "identity", OWN)
 
-    def go(*sessions, path=None, data=FILES["one"], options=(), host=HOST, **common):
+    def go(*sessions, path=None, data=FILES["one"], options=(), host=HOST, plain=False, code=None, **common):
         path = path or tmp_path / "source.bin"
         if not path.exists():
             path.write_bytes(data)
-        common = {"secret": SECRET} | common
+        common = {"secret": SECRET, "plain": plain} | common
         keys = ("--secret-file", home / "secret") if common["secret"] else ()
         ends, traces = [], []
-        with Program(tmp_path, "send", path, host, "--port", port, *keys, *options) as program:
+        arguments = ("send", path, host, "--port", port, *keys, *options)
+        with Program(tmp_path, *arguments, plain=plain, code=code) as program:
             for session in sessions or ({},):
                 traces.append([])
                 try:
-                    ends.append(receive(listener, tmp_path / "here", trace=traces[-1], **common, **session))
+                    ends.append(receive(listener, tmp_path / "here", trace=traces[-1], **common | session))
                 except (BrokenLink, SessionError) as error:
                     ends.append(error)
             status, go.text = program.end()
