@@ -15,6 +15,7 @@ import hashlib
 import hmac
 import os
 import random
+import re
 import secrets
 import select
 import socket
@@ -35,7 +36,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.x509.oid import NameOID
 
 XXH3_128, SHA_256 = 1, 2
-OPEN, KNOWN, SECRET = 0, 1, 2
+OPEN, KNOWN, SECRET, PAIRED = 0, 1, 2, 4
 PORT, SENDER, RECEIVER = 7389, bytes(range(0x20, 0x40)), bytes(range(0xD0, 0xF0))  # the keys of the worked example
 CRITICAL, FINAL, DURABLE, MAX_REPAIRS, WINDOW, AT_ONCE = 0x01, 0x02, 0x01, 3, 64, 64
 HEADER = ">4sHH32sQq16sIB3xQH"  # of the journal, up to the path
@@ -795,7 +796,8 @@ class Sender:
 
 
 def send(host, port, path, *, private=SENDER, secret=None, receivers=(), known_hosts=None, accept_new=False,
-         folder=b"", process=None, retry_for_s=0, digest=XXH3_128, versions=(1, 1), final=False, bare=None, **link):  # fmt: skip
+         folder=b"", process=None, retry_for_s=0, digest=XXH3_128, versions=(1, 1), final=False, bare=None,
+         **link):  # fmt: skip
     """Dials and sends one file in one session, `final` if it is small; or `bare`, a folder or link.
 
     `receivers` are the fingerprints in the secret file. `known_hosts` is the path of such a file, `accept_new` the
@@ -1108,3 +1110,146 @@ def receive(listener, folder, *, private=RECEIVER, secret=None, known=(), is_ope
         lane.idle = "PING"
         lane.grease()
         return Receiver(lane, folder, opening, peer).run()
+
+
+# --- Pairing ---
+
+FIELD = 2**255 - 19
+ORDER = 2**252 + 27742317777372353535851937790883648493
+D = -121665 * pow(121666, -1, FIELD) % FIELD
+NEUTRAL = (0, 1, 1, 0)  # a point is (X, Y, Z, T) with x = X/Z, y = Y/Z and xy = T/Z
+M = bytes.fromhex("15cfd18e385952982b6a8f8c7854963b58e34388c8e6dae891db756481a02312")
+N = bytes.fromhex("f04f2e7eb734b2a8f8b472eaf9c3c632576ac64aea650b496a8a20ff00e583c3")
+
+
+def point_of(raw):
+    """The point of the curve with an encoding of 32 bytes, as in RFC 8032; None if there is none."""
+    number = int.from_bytes(raw, "little")
+    sign, y = number >> 255, number & (1 << 255) - 1
+    if y >= FIELD:
+        return None
+    square = (y * y - 1) * pow(D * y * y + 1, -1, FIELD) % FIELD
+    x = pow(square, (FIELD + 3) // 8, FIELD)
+    if x * x % FIELD != square:
+        x = x * pow(2, (FIELD - 1) // 4, FIELD) % FIELD
+    if x * x % FIELD != square or not x and sign:
+        return None
+    x = FIELD - x if x & 1 != sign else x
+    return x, y, 1, x * y % FIELD
+
+
+def bytes_of(point):
+    """The encoding of a point."""
+    inverse = pow(point[2], -1, FIELD)
+    x, y = point[0] * inverse % FIELD, point[1] * inverse % FIELD
+    return (y | (x & 1) << 255).to_bytes(32, "little")
+
+
+def plus(one, other):
+    """The sum of two points."""
+    a, b = (one[1] - one[0]) * (other[1] - other[0]), (one[1] + one[0]) * (other[1] + other[0])
+    c, d = 2 * D * one[3] * other[3], 2 * one[2] * other[2]
+    e, f, g, h = b - a, d - c, d + c, b + a
+    return e * f % FIELD, g * h % FIELD, f * g % FIELD, e * h % FIELD
+
+
+def times(number, point):
+    """A multiple of a point."""
+    out = NEUTRAL
+    for bit in bin(number)[2:]:
+        out = plus(out, out)
+        out = plus(out, point) if bit == "1" else out
+    return out
+
+
+BASE = point_of((4 * pow(5, -1, FIELD) % FIELD).to_bytes(32, "little"))
+
+
+def is_element(raw, own=None):
+    """Whether PAIR may bring these bytes to a side that has sent `own`."""
+    point = point_of(raw)
+    neutral = bytes_of(NEUTRAL)
+    return bool(point) and raw not in (neutral, own) and bytes_of(times(ORDER, point)) == neutral
+
+
+def code_of(typed):
+    """The bytes of a code as a person has typed it."""
+    text = "".join(char.lower() if "A" <= char <= "Z" else char for char in typed)
+    return re.sub(r"[\s_-]+", "-", text).strip("-").encode()
+
+
+def number_of(code):
+    """The number w that stands for the bytes of a code."""
+    key, out, block = hmac.digest(bytes(32), code, "sha256"), b"", b""
+    for count in (1, 2):
+        block = hmac.digest(key, block + b"SPAKE2 pw" + bytes([count]), "sha256")
+        out += block
+    return int.from_bytes(out[:48], "big") % ORDER
+
+
+def element_of(code, number, blind):
+    """The element of the side whose point is `blind` (M or N) and whose random number is `number`."""
+    return bytes_of(plus(times(number, BASE), times(number_of(code), point_of(blind))))
+
+
+def pairing_key(code, number, blind, dialer_element, listener_element):
+    """The key, for the side whose peer has the point `blind`."""
+    theirs = listener_element if blind == N else dialer_element
+    unblinded = plus(point_of(theirs), times(ORDER - number_of(code), point_of(blind)))
+    shared = bytes_of(times(number, unblinded))
+    names = [hashlib.sha256(part).digest() for part in (code, b"ftx/1 dialer", b"ftx/1 listener")]
+    return hashlib.sha256(b"".join(names) + dialer_element + listener_element + shared).digest()
+
+
+def take_proof(lane, identity, maker, key, transcript, wrong, deadline=float("inf")):
+    """Takes the PROOF behind PAIR, which must be of method 4."""
+    _, fields, _ = lane.hear({"PROOF"}, deadline=deadline)
+    require(is_signed(fields["signature"], identity, maker, transcript), "a signature that does not hold", 64)
+    require(maker == b"dialer" or len(fields["proofs"]) == 1, "a listener's PROOF has one item")
+    macs = [item["mac"] for item in fields["proofs"] if item["method"] == PAIRED]
+    right = mac_of(key, maker, PAIRED, transcript)
+    require(any(hmac.compare_digest(right, mac) for mac in macs), "the code is another one", wrong)
+
+
+def give_proof(lane, private, maker, key, transcript):
+    """Says the PROOF behind PAIR."""
+    proofs = [{"method": PAIRED, "mac": mac_of(key, maker, PAIRED, transcript)}]
+    lane.say("PROOF", signature=signature_of(private, maker, transcript), proofs=proofs, tlvs=[])
+
+
+def pair(host, port, typed, *, private=SENDER, known_hosts=None, number=None, **link):
+    """Dials and pairs by a code; returns the listener's identity, and puts it on file. `link` is what Lane takes."""
+    code, x = code_of(typed), secrets.randbelow(ORDER) if number is None else number
+    with Lane(socket.create_connection((host, port)), **link) as lane:
+        identity, transcript = meet_as_dialer(lane, private, (1, 1))
+        mine = element_of(code, x, M)
+        lane.say("PAIR", element=mine, tlvs=[])
+        _, fields, _ = lane.hear({"PAIR"})
+        require(is_element(fields["element"], mine), "no element")
+        key = pairing_key(code, x, N, mine, fields["element"])
+        give_proof(lane, private, b"dialer", key, transcript)
+        take_proof(lane, identity, b"listener", key, transcript, 64)
+    if known_hosts:
+        name = host_name(host, port)
+        lines = known_hosts.read_text().splitlines(True) if known_hosts.exists() else []
+        lines = [line for line in lines if line.split()[:1] != [name]]
+        known_hosts.write_text("".join(lines) + f"{name} {fingerprint_of(identity)}\n")
+    return identity
+
+
+def let_pair(listener, typed, *, private=RECEIVER, number=None, **link):
+    """Accepts one connection that pairs by a code; returns the dialer's identity. `link` is what Lane takes."""
+    code, y = code_of(typed), secrets.randbelow(ORDER) if number is None else number
+    with Lane(listener.accept()[0], **link) as lane:
+        deadline = time.monotonic() + 10
+        identity, transcript = meet_as_listener(lane, private, (1, 1), deadline)
+        _, fields, _ = lane.hear({"PAIR"}, deadline=deadline)
+        mine = element_of(code, y, N)
+        require(is_element(fields["element"], mine), "no element")
+        lane.say("PAIR", element=mine, tlvs=[])
+        key = pairing_key(code, y, M, fields["element"], mine)
+        take_proof(lane, identity, b"dialer", key, transcript, 67, deadline)
+        give_proof(lane, private, b"listener", key, transcript)
+        lane.uncork()
+        lane.drain()
+        return identity

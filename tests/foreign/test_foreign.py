@@ -44,9 +44,9 @@ MAKERS = {b"dialer": b"listener", b"listener": b"dialer"}
 
 
 class Program:
-    """A process of ftx. It is killed when it takes 20 seconds."""
+    """A process of ftx. It is killed when it takes too long."""
 
-    def __init__(self, home, *arguments, plain=False, code=None):
+    def __init__(self, home, *arguments, plain=False, code=None, most_s=20):
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FTX_")}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "ftx", *map(str, arguments), *["--plain"] * plain, "--json"],
@@ -57,7 +57,7 @@ class Program:
             stderr=subprocess.PIPE,
             text=True,
         )
-        self.timer = threading.Timer(20, self.process.kill)
+        self.timer = threading.Timer(most_s, self.process.kill)
         self.timer.start()
 
     def port(self):
@@ -100,9 +100,9 @@ def key_in(path):
 
 
 @contextlib.contextmanager
-def receiver(home, folder, *options, plain=False):
+def receiver(home, folder, *options, **how):
     """`ftx receive`; gives its port."""
-    with Program(home, "receive", "--bind", HOST, "--port", 0, "--dir", folder, *options, plain=plain) as program:
+    with Program(home, "receive", "--bind", HOST, "--port", 0, "--dir", folder, *options, **how) as program:
         yield program.port()
 
 
@@ -120,7 +120,7 @@ def home(tmp_path_factory):
 def there(home, tmp_path_factory):
     """A real receiver that has the secret: its port and its folder."""
     folder = tmp_path_factory.mktemp("there")
-    with receiver(home, folder, "--secret-file", home / "secret") as port:
+    with receiver(home, folder, "--secret-file", home / "secret", most_s=120) as port:
         yield port, folder
 
 
@@ -385,10 +385,19 @@ def test_the_values():
             f"{name} root of the file `a`": peer.root_of(digest, {0: peer.digest_of(digest, b"a")}, 1),
             f"{name} of a chunk of 1 MiB of zeros": peer.digest_of(digest, bytes(MIB)),
         }
-    # The peer does not pair; tests/net/test_pairing.py makes these of the document's formulas.
-    pairing = {"M of the pairing", "N of the pairing", "number of the code", "key of the pairing"}
-    pairing |= {"element of the dialer", "element of the listener"}
-    assert values == {name: value for name, value in vectors().items() if name not in pairing}
+    code, x, y = b"4821-amber-tulip", int.from_bytes(SECRET, "big"), int.from_bytes(bytes(range(1, 33)), "big")
+    elements = peer.element_of(code, x, peer.M), peer.element_of(code, y, peer.N)
+    values |= {
+        "M of the pairing": peer.M,
+        "N of the pairing": peer.N,
+        "number of the code": peer.number_of(code).to_bytes(32, "big"),
+        "element of the dialer": elements[0],
+        "element of the listener": elements[1],
+        "key of the pairing": peer.pairing_key(code, x, peer.N, *elements),
+    }
+    assert values == vectors()
+    assert peer.pairing_key(code, y, peer.M, *elements) == values["key of the pairing"]
+    assert peer.code_of("- 4821_AMBER -  Tulip_") == code
     fingerprint = peer.fingerprint_of(peer.public_of(SENDER))
     assert f"`{fingerprint}`" in (ROOT / "protocol.md").read_text()
 
@@ -770,11 +779,37 @@ def test_send_evicts(there, to_there, tmp_path):
     assert same == DONE
 
 
-@pytest.mark.parametrize("first", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01", bytes(16)])
-def test_send_something_else(there, first):
-    with socket.create_connection((HOST, there[0]), 5) as sock:
+@pytest.fixture(scope="module")
+def in_clear(home, tmp_path_factory):
+    """A real receiver in plain mode that has the secret: its port and its folder."""
+    folder = tmp_path_factory.mktemp("in_clear")
+    with receiver(home, folder, "--secret-file", home / "secret", plain=True, most_s=120) as port:
+        yield port, folder
+
+
+def all_that_comes(sock):
+    """What is sent until the end of the stream."""
+    return b"".join(iter(lambda: sock.recv(4096), b""))
+
+
+@pytest.mark.parametrize("mode", ["TLS", "plain"])
+@pytest.mark.parametrize(
+    "first", [b"GET / HTTP/1.1\r\n\r\n", b"SSH-2.0-x\r\n", bytes(16), peer.raw_frame(0x01, b"ftx1" + bytes(69))]
+)
+def test_send_something_else_gets_one_line_at_most(there, in_clear, mode, first):
+    """Never an ERROR, but for what begins like a HELLO where TLS was awaited."""
+    with socket.create_connection((HOST, (there if mode == "TLS" else in_clear)[0]), 5) as sock:
         sock.sendall(first)
-        assert sock.recv(1) == b""
+        came = all_that_comes(sock)
+    if mode == "plain" or first[0] != 1:
+        assert re.fullmatch(rb"([^\n?][^\n]*\n)?", came)
+
+
+def test_send_nothing_gets_nothing(there):
+    with socket.create_connection((HOST, there[0]), 5) as sock:
+        sock.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            sock.recv(1)
 
 
 # --- The peer receives ---
