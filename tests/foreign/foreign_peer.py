@@ -342,7 +342,8 @@ class Lane:
     def shake_hands(self, deadline, first=b""):
         """The handshake of TLS."""
         try:
-            self.take(first)
+            if first:
+                self.take(first)
             while self.tls and not self.tls.done:
                 if self.ended or time.monotonic() > deadline:
                     raise BrokenLink("no end of the TLS handshake")

@@ -20,6 +20,10 @@ import time
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from tests.support.proxy import Flip, Proxy
 
 from . import foreign_peer as peer
 from .foreign_peer import RECEIVER, SENDER, BrokenLink, PeerError, SessionError, receive, send
@@ -173,7 +177,7 @@ def from_real(home, tmp_path):
     with socket.create_server((HOST, 0)) as listener:
         listener.settimeout(10)
         port = listener.getsockname()[1]
-        go.name, go.known_hosts = peer.host_name(HOST, port), tmp_path / "config" / "known_hosts"
+        go.name, go.known_hosts, go.folder = peer.host_name(HOST, port), tmp_path / "config" / "known_hosts", tmp_path
         yield go
 
 
@@ -800,6 +804,7 @@ def test_send_something_else_gets_one_line_at_most(there, in_clear, mode, first)
     """Never an ERROR, but for what begins like a HELLO where TLS was awaited."""
     with socket.create_connection((HOST, (there if mode == "TLS" else in_clear)[0]), 5) as sock:
         sock.sendall(first)
+        sock.shutdown(socket.SHUT_WR)
         came = all_that_comes(sock)
     if mode == "plain" or first[0] != 1:
         assert re.fullmatch(rb"([^\n?][^\n]*\n)?", came)
@@ -1227,3 +1232,359 @@ def test_the_peer_goes_on_with_a_partial_of_the_real_receiver(home, old, tmp_pat
         sender.join()
     assert wanted(trace, "said") == [[2, 3]]
     assert (folder / old.name).read_bytes() == FILES["large"]
+
+
+# --- TLS, where the peer dials ---
+
+
+def small_file(folder, data=b"a"):
+    """A file to be sent."""
+    path = folder / "small.bin"
+    path.write_bytes(data)
+    return path
+
+
+def shake_hands(port, **options):
+    """A TLS connection to a port: its socket and its Tls, when the handshake is done."""
+    sock, tls = socket.create_connection((HOST, port), 5), peer.Tls(**options)
+    tls.heard(b"")
+    while not tls.done:
+        sock.sendall(tls.goes.read())
+        tls.heard(sock.recv(1 << 16))
+    sock.sendall(tls.goes.read())
+    return sock, tls
+
+
+def test_send_sees_tls_1_3_and_a_certificate_that_stays_and_no_tickets(there, to_there):
+    certificates = set()
+    for _ in range(2):
+        sock, tls = shake_hands(there[0])
+        with sock:
+            sock.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                sock.recv(1)
+        assert (tls.link.version(), tls.link.selected_alpn_protocol()) == ("TLSv1.3", "ftx/1")
+        assert not (tls.link.session and tls.link.session.has_ticket)
+        certificates.add(tls.link.getpeercert(binary_form=True))
+    (der,) = certificates
+    identity = named(to_there()[1], "heard", "HELLO")[0]["identity"]
+    assert peer.x509.load_der_x509_certificate(der).public_key().public_bytes_raw() == identity
+
+
+@pytest.mark.parametrize(
+    "tls", [{"version": peer.ssl.TLSVersion.TLSv1_2}, {"alpn": ()}, {"alpn": ("h2",)}], ids=["1.2", "no", "h2"]
+)
+def test_send_with_tls_1_2_or_another_alpn_comes_to_nothing(to_there, tls):
+    end, trace = to_there(tls=tls)
+    assert (type(end), trace) == (BrokenLink, [])
+
+
+def test_send_in_clear_to_a_listener_of_tls_gets_error_64_in_clear(there, to_there):
+    end, trace = to_there(plain=True)
+    assert (type(end), end.code) == (PeerError, 64)
+    assert [frame[:2] for frame in trace] == [("said", "HELLO"), ("heard", "ERROR")]
+    assert to_there()[0] == DONE
+
+
+def test_send_over_tls_to_a_listener_in_clear_gets_error_64_in_clear(in_clear, tmp_path):
+    trace, path = [], small_file(tmp_path)
+    with pytest.raises(PeerError) as caught:
+        send(HOST, in_clear[0], path, secret=SECRET, trace=trace)
+    assert (caught.value.code, [frame[:2] for frame in trace]) == (64, [("heard", "ERROR")])
+    assert send(HOST, in_clear[0], path, secret=SECRET, plain=True) == DONE
+
+
+@pytest.mark.parametrize("case", ["fingerprint", "transport", "no fingerprint"])
+def test_send_with_another_transcript_than_that_of_tls_is_refused(to_there, monkeypatch, case):
+    right = peer.transcript_of
+    wrong = {
+        "fingerprint": lambda *what: right(*what[:3], flip(what[3])),
+        "transport": lambda *what: right(*what[:2], 0, what[3]),
+        "no fingerprint": lambda *what: right(*what[:3]),
+    }
+    monkeypatch.setattr(peer, "transcript_of", wrong[case])
+    end, trace = to_there()
+    assert (type(end), end.code) == (PeerError, 64)
+    assert not named(trace, "heard", "PROOF")
+
+
+@contextlib.contextmanager
+def relay(port, **shown):
+    """Somebody in the middle with a certificate of its own, who passes on all frames of one connection; its port."""
+
+    def pass_on():
+        with contextlib.suppress(OSError, BrokenLink):
+            ends = [peer.Lane(server.accept()[0], timeout_s=10, **shown)]
+            ends.append(peer.Lane(socket.create_connection((HOST, port)), timeout_s=10))
+            with ends[0].sock, ends[1].sock:
+                ends[0].begin_as_listener(bytes(32), time.monotonic() + 5)
+                ends[1].begin_as_dialer()
+                while not any(end.ended and not end.came for end in ends):
+                    for one, other in (ends, ends[::-1]):
+                        one.turn(0.01)
+                        raw, one.came = bytes(one.came), bytearray()
+                        other.write(raw)
+
+    with socket.create_server((HOST, 0)) as server:
+        server.settimeout(10)
+        thread = threading.Thread(target=pass_on)
+        thread.start()
+        try:
+            yield server.getsockname()[1]
+        finally:
+            thread.join()
+
+
+def test_send_through_a_relay_with_its_own_certificate_is_refused(there, tmp_path):
+    trace = []
+    with relay(there[0]) as port, pytest.raises(PeerError) as caught:
+        send(HOST, port, small_file(tmp_path), secret=SECRET, trace=trace)
+    assert caught.value.code == 64
+    assert not named(trace, "heard", "PROOF")
+
+
+def test_the_real_sender_and_receiver_refuse_a_relay_with_its_own_certificate(home, there, tmp_path):
+    path = small_file(tmp_path)
+    with relay(there[0]) as port:
+        arguments = ("send", path, HOST, "--port", port, "--secret-file", home / "secret")
+        with Program(tmp_path, *arguments) as program:
+            assert program.end()[0] == 8
+    assert not (there[1] / path.name).exists()
+
+
+SHAPES = {
+    "one byte in a record": {"tls": {"piece": 1}},
+    "17 bytes in a record": {"tls": {"piece": 17}},
+    "many frames in a record": {"corked": True},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_send_in_records_of_any_size(there, to_there, shape):
+    data = FILES["large"][: 1 << 15]
+    totals, _ = to_there(data, name=f"{shape}.bin", **SHAPES[shape], tamper=all_of({"PROOF": behind(*OPTIONAL)}))
+    assert totals == DONE
+    assert (there[1] / f"{shape}.bin").read_bytes() == data
+
+
+def test_send_in_a_huge_number_of_tiny_records(there, to_there):
+    totals, _ = to_there(FILES["large"], name="tiny.bin", tls={"piece": 16})
+    assert totals == DONE
+    assert (there[1] / "tiny.bin").read_bytes() == FILES["large"]
+
+
+def test_send_that_ends_with_a_close_notify_is_done(to_there):
+    assert to_there(notify=True)[0] == DONE
+
+
+@pytest.mark.parametrize("notify", [False, True], ids=["without", "with"])
+def test_send_that_breaks_off_with_or_without_a_close_notify_resumes(there, to_there, tmp_path, notify):
+    """A close_notify says nothing about how a session has ended."""
+    path = tmp_path / f"notify-{notify}.bin"
+    path.write_bytes(FILES["large"])
+    to_there(path=path, tamper=cut_when_listed(there[1], path), notify=notify)
+    totals, trace = to_there(path=path)
+    assert (totals, wanted(trace, "heard")) == (DONE, [[2, 3]])
+    assert (there[1] / path.name).read_bytes() == FILES["large"]
+
+
+def test_send_with_a_damaged_record_breaks_the_link_and_nothing_is_published(there, tmp_path):
+    path = tmp_path / "record.bin"
+    path.write_bytes(FILES["large"])
+    with Proxy(there[0], up=[Flip(2 * MIB)]) as proxy:
+        with pytest.raises(BrokenLink):
+            send(HOST, proxy.port, path, secret=SECRET)
+        assert not (there[1] / path.name).exists()
+        assert send(HOST, proxy.port, path, secret=SECRET) == DONE
+    assert (there[1] / path.name).read_bytes() == FILES["large"]
+
+
+# --- TLS, where the peer listens ---
+
+
+NO_TLS = (3, 4)  # the document does not say which
+
+
+def other_certificates():
+    """Certificates that say nothing that anybody may judge by."""
+    ed25519, p256 = peer.Ed25519PrivateKey.from_private_bytes(bytes(32)), ec.generate_private_key(ec.SECP256R1())
+    return {
+        "another key": peer.certificate(ed25519, None),
+        "another kind of key": peer.certificate(p256, hashes.SHA256()),
+        "long over": peer.certificate(ed25519, None, years=(1990, 1991)),
+        "not yet": peer.certificate(ed25519, None, years=(2090, 2091)),
+        "another name": peer.certificate(ed25519, None, name="not.example.org"),
+        "a wrong signature": peer.certificate(ed25519, None, change=flip),
+    }
+
+
+def test_receive_with_any_certificate(from_real):
+    sessions = [{"tls": {"shown": shown}} for shown in other_certificates().values()]
+    for number, session in enumerate(sessions):
+        status, ends, _ = from_real(session, path=small_file(from_real.folder, bytes([number])))
+        assert (status, ends) == (0, [DONE])
+    assert not from_real.known_hosts.exists()
+
+
+def test_receive_with_another_certificate_in_the_next_session(from_real, old):
+    sessions = [{"tamper": nth("heard", "DATA", 3, cut)}, {"tls": {"shown": other_certificates()["another key"]}}]
+    status, ends, traces = from_real(*sessions, path=old)
+    assert (status, ends[1], sent(traces[1], "heard")) == (0, DONE, [2, 3])
+
+
+@pytest.mark.parametrize("alpn", [(), ("h2",)], ids=["no", "another"])
+def test_receive_without_the_alpn_is_not_ftx(from_real, alpn):
+    status, (end,), (trace,) = from_real({"tls": {"alpn": alpn}})
+    assert (status, type(end)) == (4, BrokenLink)
+    assert not named(trace, "heard", "HELLO")
+
+
+def test_receive_with_tls_1_2_only_comes_to_nothing(from_real):
+    status, (end,), (trace,) = from_real({"tls": {"version": peer.ssl.TLSVersion.TLSv1_2}}, options=["--retry-for", 0])
+    assert (status in NO_TLS, type(end), trace) == (True, BrokenLink, [])
+
+
+def test_receive_in_clear_from_a_dialer_of_tls_ends_both(from_real):
+    status, (end,), (trace,) = from_real({"plain": True})
+    assert (status, type(end), end.code) == (8, SessionError, 64)
+    assert [frame[:2] for frame in trace] == [("said", "ERROR")]
+
+
+def test_receive_over_tls_from_a_dialer_in_clear_ends_both(from_real):
+    status, (end,), (trace,) = from_real({"plain": False}, plain=True)
+    assert (status, type(end), end.code) == (8, SessionError, 64)
+    assert [frame[:2] for frame in trace] == [("said", "ERROR")]
+
+
+def answered(listener, first):
+    """Answers the first bytes of a dialer with these, and ends; gives all that it said."""
+    sock = listener.accept()[0]
+    with sock:
+        sock.settimeout(5)
+        said = sock.recv(1 << 16)
+        sock.sendall(first)
+        sock.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):
+            said += all_that_comes(sock)
+        return said
+
+
+@pytest.mark.parametrize(
+    ("first", "status"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2\r\n", 4),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", 4),
+        (bytes(20), 4),
+        (
+            peer.frame(
+                "HELLO", magic=b"ftx\0", version_min=1, version_max=1, nonce=bytes(32), identity=bytes(32), tlvs=[]
+            ),
+            4,
+        ),
+        (peer.frame("ERROR", code=64, message=b"in clear"), 8),
+        (b"", 3),
+        (b"\x15\x03\x03\x00\x02\x02\x28", NO_TLS),
+    ],
+    ids=["ssh", "http", "zeros", "HELLO", "ERROR", "nothing", "alert"],
+)
+def test_receive_answers_in_clear_to_a_dialer_of_tls(home, tmp_path, first, status):
+    """It never goes on in clear: all that it says is TLS."""
+    with socket.create_server((HOST, 0)) as listener:
+        listener.settimeout(5)
+        port = listener.getsockname()[1]
+        keys = ("--secret-file", home / "secret", "--retry-for", 0)
+        with Program(tmp_path, "send", small_file(tmp_path), HOST, "--port", port, *keys) as program:
+            said = answered(listener, first)
+            assert program.end()[0] in (status if status == NO_TLS else (status,))
+    assert said[0] == 0x16
+    assert b"ftx\0" not in said
+
+
+@pytest.mark.parametrize("case", ["fingerprint", "transport"])
+def test_receive_with_another_transcript_than_that_of_tls_is_refused(from_real, monkeypatch, case):
+    right = peer.transcript_of
+    wrong = {
+        "fingerprint": lambda *what: right(*what[:3], flip(what[3])),
+        "transport": lambda *what: right(*what[:2], 0, what[3]),
+    }
+
+    def sign(private, maker, transcript):
+        return SIGN(private, maker, transcripts[transcript])
+
+    transcripts = {}
+
+    def both(*what):
+        transcripts[right(*what)] = wrong[case](*what)
+        return right(*what)
+
+    monkeypatch.setattr(peer, "transcript_of", both)
+    monkeypatch.setattr(peer, "signature_of", sign)
+    refused(from_real)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_receive_in_records_of_any_size(from_real, shape):
+    status, ends, _ = from_real(SHAPES[shape], data=FILES["large"])
+    assert (status, ends) == (0, [DONE])
+    assert from_real.target.read_bytes() == FILES["large"]
+
+
+def test_receive_that_ends_with_a_close_notify_is_done(from_real):
+    assert from_real({"notify": True})[:2] == (0, [DONE])
+
+
+@pytest.mark.parametrize("notify", [False, True], ids=["without", "with"])
+def test_receive_that_breaks_off_with_or_without_a_close_notify_resumes(from_real, old, notify):
+    status, ends, traces = from_real({"tamper": nth("heard", "DATA", 3, cut), "notify": notify}, {}, path=old)
+    assert (status, ends[1], sent(traces[1], "heard")) == (0, DONE, [2, 3])
+
+
+# --- Secret files that name receivers ---
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("{key}\n{mine}\n", 0),
+        ("{key}\n{other}\n{mine}\n", 0),
+        ("{upper}\n{mine}\n", 0),
+        ("{key}", 0),
+        ("{key}\n{other}\n", 8),
+        ("{key}\nnonsense\n", 2),
+        ("{mine}\n", 2),
+        ("{short}\n{mine}\n", 2),
+    ],
+)
+def test_receive_with_a_secret_file_that_names_receivers(from_real, tmp_path, text, status):
+    """Another one is refused, even if it proves the key. Anything else behind the key is an error of use."""
+    file, path = tmp_path / "named", small_file(tmp_path)
+    file.touch(0o600)
+    key = SECRET.hex()
+    file.write_text(text.format(key=key, upper=key.upper(), short=key[:-1], mine=MINE, other=OTHER))
+    with socket.create_server((HOST, 0)) as listener:
+        listener.settimeout(5)
+        arguments = ("send", path, HOST, "--port", listener.getsockname()[1], "--secret-file", file)
+        with Program(tmp_path, *arguments) as program:
+            (tmp_path / "into").mkdir()
+            if status == 0:
+                assert receive(listener, tmp_path / "into", secret=SECRET) == DONE
+            elif status == 8:
+                with pytest.raises((PeerError, BrokenLink)):
+                    receive(listener, tmp_path / "into", secret=SECRET)
+            ended, message = program.end()
+    assert ended == status
+    assert status != 8 or MINE in message
+
+
+def test_send_with_the_secret_file_that_a_real_receiver_made(home, tmp_path):
+    """It names that receiver, and no other."""
+    file, path = tmp_path / "made", small_file(tmp_path)
+    with receiver(home, tmp_path / "there", "--secret-file", file) as port:
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        key, *receivers = file.read_text().splitlines()
+        mine = peer.fingerprint_of(peer.public_of(key_in(home / "config" / "identity")))
+        assert receivers == [mine]
+        keys = {"secret": bytes.fromhex(key)}
+        with pytest.raises(SessionError, match="secret file"):
+            send(HOST, port, path, **keys, receivers=[OTHER])
+        assert send(HOST, port, path, **keys, receivers=[OTHER, mine]) == DONE
