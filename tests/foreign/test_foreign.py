@@ -1,7 +1,7 @@
 """ftx against a small peer that knows nothing but protocol.md.
 
 The real program runs as a process of its own; the peer, `foreign_peer`, takes the other role. Everything is on
-loopback. "Wanted" and "sent" are lists of chunk indexes.
+loopback, and over TLS but for the tests that say "plain" or "clear". "Wanted" and "sent" are lists of chunk indexes.
 """
 
 import contextlib
@@ -1588,3 +1588,215 @@ def test_send_with_the_secret_file_that_a_real_receiver_made(home, tmp_path):
         with pytest.raises(SessionError, match="secret file"):
             send(HOST, port, path, **keys, receivers=[OTHER])
         assert send(HOST, port, path, **keys, receivers=[OTHER, mine]) == DONE
+
+
+# --- Pairing ---
+
+CODE = "4821-amber-tulip"
+ORDER_8 = bytes.fromhex("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a")
+NO_ELEMENTS = {
+    "the neutral point": peer.bytes_of(peer.NEUTRAL),
+    "a point of order 8": ORDER_8,
+    "a point of order 8 L": peer.bytes_of(peer.plus(peer.BASE, peer.point_of(ORDER_8))),
+    "no point": bytes.fromhex("02" + "00" * 31),
+    "a number that is too large": (peer.FIELD + 1).to_bytes(32, "little"),
+    "zeros": bytes(32),
+}
+
+
+def test_the_points_that_are_no_elements():
+    assert peer.is_element(peer.M)
+    assert peer.is_element(peer.N)
+    assert not peer.is_element(peer.M, peer.M)
+    assert not any(map(peer.is_element, NO_ELEMENTS.values()))
+
+
+@pytest.fixture
+def pair_real(tmp_path):
+    """Lets `ftx pair HOST` come to the peer; gives its exit status, and the identity that came or the error."""
+    with socket.create_server((HOST, 0)) as listener:
+        listener.settimeout(10)
+        port = listener.getsockname()[1]
+        (tmp_path / "config").mkdir(0o700)
+        key_file(tmp_path / "config" / "identity", OWN)
+
+        def go(typed=CODE, code=CODE, plain=False, **options):
+            with Program(tmp_path, "pair", HOST, "--port", port, plain=plain, code=typed) as program:
+                try:
+                    end = peer.let_pair(listener, code, plain=plain, **options)
+                except (BrokenLink, SessionError) as error:
+                    end = error
+                status, go.text = program.end()
+            return status, end
+
+        go.known_hosts, go.name, go.listener = tmp_path / "config" / "known_hosts", peer.host_name(HOST, port), listener
+        yield go
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["TLS", "plain"])
+def test_pair_puts_the_peer_on_file_and_a_session_needs_no_more(pair_real, tmp_path, plain):
+    assert pair_real(" 4821_AMBER--Tulip ", plain=plain) == (0, peer.public_of(OWN))
+    assert lines(pair_real.known_hosts) == [f"{pair_real.name} {MINE}"]
+    port = pair_real.listener.getsockname()[1]
+    with Program(tmp_path, "send", small_file(tmp_path), HOST, "--port", port, plain=plain) as program:
+        (tmp_path / "into").mkdir()
+        known = [peer.public_of(OWN)]
+        assert receive(pair_real.listener, tmp_path / "into", known=known, plain=plain) == DONE
+        assert program.end() == (0, "")
+
+
+def test_pair_replaces_what_was_on_file_and_keeps_the_rest(pair_real):
+    text = f"# ours\nelsewhere {OTHER}\n{pair_real.name} {OTHER}\n"
+    pair_real.known_hosts.write_text(text)
+    assert pair_real()[0] == 0
+    assert peer.on_file(pair_real.known_hosts, pair_real.name) == MINE
+    assert pair_real.known_hosts.read_text().startswith(f"# ours\nelsewhere {OTHER}\n")
+
+
+def other_proof(method):
+    """A listener that does not have the code, and says that the dialer is right."""
+    return nth("said", "PROOF", 1, rewrite(proofs=[{"method": method, "mac": bytes(32)}]))
+
+
+@pytest.mark.parametrize("method", [0, 1, 2, 4, 200])
+def test_pair_believes_no_listener_without_the_code(pair_real, monkeypatch, method):
+    monkeypatch.setattr(peer, "take_proof", lambda *what: None)
+    assert pair_real(code="4821-amber-other", tamper=other_proof(method))[0] == 8
+    assert not pair_real.known_hosts.exists()
+
+
+def test_pair_with_another_code_ends_with_8(pair_real):
+    status, end = pair_real(code="4821-amber-other")
+    assert (status, type(end), end.code) == (8, SessionError, 67)
+    assert not pair_real.known_hosts.exists()
+
+
+def test_pair_with_a_listener_that_does_not_sign_ends_with_8(pair_real, monkeypatch):
+    monkeypatch.setattr(peer, "signature_of", NO_SIGNATURES["another key"])
+    assert pair_real()[0] == 8
+    assert not pair_real.known_hosts.exists()
+
+
+@pytest.mark.parametrize("case", NO_ELEMENTS)
+def test_pair_takes_no_element_that_is_none(pair_real, case):
+    status, end = pair_real(tamper=nth("said", "PAIR", 1, rewrite(element=NO_ELEMENTS[case])))
+    assert (status, type(end), end.code) == (4, PeerError, 2)
+    assert not pair_real.known_hosts.exists()
+
+
+def test_pair_does_not_take_its_own_element(pair_real):
+    heard = []
+
+    def mirror(side, name, raw):
+        heard.append(raw) if (side, name) == ("heard", "PAIR") else None
+        return heard[0] if (side, name) == ("said", "PAIR") else raw
+
+    status, end = pair_real(tamper=mirror)
+    assert (status, type(end), end.code) == (4, PeerError, 2)
+
+
+def test_send_with_a_code_at_hand_pairs_when_it_is_not_known(from_real, monkeypatch):
+    """ERROR code 66, then a connection that pairs, then a session by method 1."""
+    paired, take = [], receive
+
+    def in_turn(listener, folder, *, pairs=False, trace=None, **options):
+        if pairs:
+            paired.append(peer.let_pair(listener, CODE, trace=trace))
+            return paired[-1]
+        return take(listener, folder, known=paired, trace=trace, **options)
+
+    monkeypatch.setitem(globals(), "receive", in_turn)
+    status, (first, second, third), traces = from_real({}, {"pairs": True}, {}, secret=None, code=CODE)
+    assert (status, first.code, second, third) == (0, 66, peer.public_of(OWN), DONE)
+    assert [name for side, name, _ in traces[1] if side == "heard" and name != "unknown"] == ["HELLO", "PAIR", "PROOF"]
+    assert named(traces[2], "said", "PROOF")[0]["proofs"] == [{"method": peer.KNOWN, "mac": bytes(32)}]
+    assert lines(from_real.known_hosts) == [f"{from_real.name} {MINE}"]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """A real receiver that knows nobody, and that pairs: its port and the home of its user."""
+    home = tmp_path_factory.mktemp("pairs")
+    with receiver(home, home / "there", most_s=120) as port:
+        yield port, home
+
+
+@contextlib.contextmanager
+def shown(home, *options):
+    """`ftx pair`; gives the program and the code that it shows."""
+    with Program(home, "pair", *options) as program:
+        for line in program.process.stdout:
+            event = json.loads(line)
+            if event["type"] == "code":
+                yield program, event["code"]
+                return
+        raise AssertionError(program.process.stderr.read())
+
+
+def other_than(code):
+    """A code that is not this one."""
+    return ("1" if code[0] == "0" else "0") + code[1:]
+
+
+def test_pair_with_a_real_receiver_and_send_without_another_key(pairs, tmp_path):
+    (port, home), path, known_hosts = pairs, small_file(tmp_path), tmp_path / "known_hosts"
+    with pytest.raises(PeerError, match="66"):
+        send(HOST, port, path)
+    with shown(home, "--name", "laptop") as (program, code):
+        assert re.fullmatch("[0-9]{4}-[a-z]+-[a-z]+", code)
+        identity = peer.pair(HOST, port, code.upper().replace("-", "_"), known_hosts=known_hosts)
+        assert program.end()[0] == 0
+    assert identity == peer.public_of(key_in(home / "config" / "identity"))
+    assert lines(home / "config" / "peers") == [f"laptop {OTHER}"]
+    trace = []
+    assert send(HOST, port, path, known_hosts=known_hosts, trace=trace) == DONE
+    assert named(trace, "heard", "PROOF")[0]["proofs"] == [{"method": peer.KNOWN, "mac": bytes(32)}]
+    with pytest.raises(PeerError, match="67"):  # once is all
+        peer.pair(HOST, port, code, private=bytes(32))
+
+
+def no_pairing(port, code, **options):
+    """Tries to pair; gives the error code."""
+    with pytest.raises(PeerError) as caught:
+        peer.pair(HOST, port, code, private=bytes(32), **options)
+    return caught.value.code
+
+
+def test_pair_without_any_code_shown_looks_like_a_wrong_code(pairs):
+    trace = []
+    assert no_pairing(pairs[0], CODE, trace=trace) == 67
+    assert [name for side, name, _ in trace if side == "heard" and name != "unknown"] == ["HELLO", "PAIR", "ERROR"]
+
+
+def test_pair_is_refused_without_its_mac_its_signature_or_an_element(pairs, monkeypatch):
+    """The right code does not help then."""
+    (port, home), before_all = pairs, (pairs[1] / "config" / "peers").read_bytes()
+    with shown(home) as (_, code):
+        no_mac = nth("said", "PROOF", 1, rewrite(proofs=[]))
+        assert no_pairing(port, code, tamper=no_mac) == 67
+        assert no_pairing(port, code, tamper=nth("said", "PAIR", 1, rewrite(element=ORDER_8))) == 2
+        assert no_pairing(port, code, tamper=nth("said", "PAIR", 1, rewrite(element=NO_ELEMENTS["no point"]))) == 2
+        with monkeypatch.context() as patch:
+            patch.setattr(peer, "signature_of", NO_SIGNATURES["damaged"])
+            assert no_pairing(port, code) in (64, 67)
+    assert (home / "config" / "peers").read_bytes() == before_all
+
+
+def test_pair_twice_or_behind_a_proof_breaks_the_order(pairs, to_there):
+    assert no_pairing(pairs[0], CODE, tamper=nth("said", "PAIR", 1, lambda raw: raw * 2)) == 2
+    extra = behind(peer.frame("PAIR", element=peer.M, tlvs=[]))
+    end, _ = to_there(tamper=nth("said", "PROOF", 1, extra))
+    assert (type(end), end.code) == (PeerError, 2)
+
+
+def test_pair_takes_a_code_no_more_after_five_tries(pairs):
+    port, home = pairs
+    with shown(home) as (_, code):
+        assert [no_pairing(port, other_than(code)) for _ in range(5)] == [67] * 5
+        assert no_pairing(port, code) == 67
+
+
+def test_pair_through_a_relay_with_its_own_certificate_is_refused(pairs):
+    port, home = pairs
+    with shown(home) as (_, code), relay(port) as middle:
+        assert no_pairing(middle, code) in (64, 67)
