@@ -124,7 +124,7 @@ def home(tmp_path_factory):
 def there(home, tmp_path_factory):
     """A real receiver that has the secret: its port and its folder."""
     folder = tmp_path_factory.mktemp("there")
-    with receiver(home, folder, "--secret-file", home / "secret", most_s=120) as port:
+    with receiver(home, folder, "--secret-file", home / "secret", most_s=600) as port:
         yield port, folder
 
 
@@ -787,7 +787,7 @@ def test_send_evicts(there, to_there, tmp_path):
 def in_clear(home, tmp_path_factory):
     """A real receiver in plain mode that has the secret: its port and its folder."""
     folder = tmp_path_factory.mktemp("in_clear")
-    with receiver(home, folder, "--secret-file", home / "secret", plain=True, most_s=120) as port:
+    with receiver(home, folder, "--secret-file", home / "secret", plain=True, most_s=600) as port:
         yield port, folder
 
 
@@ -944,8 +944,9 @@ def test_receive_known(home, from_real):
 def test_receive_a_wrong_signature(from_real, monkeypatch, case):
     monkeypatch.setattr(peer, "signature_of", NO_SIGNATURES[case])
     refused(from_real)
-    refused(from_real, secret=None, private=OWN)
-    refused(from_real, secret=None, is_open=True, options=["--accept-new"])
+    if case in ("another key", "another transcript", "damaged"):  # each is a process of its own
+        refused(from_real, secret=None, private=OWN)
+        refused(from_real, secret=None, is_open=True, options=["--accept-new"])
     assert not from_real.known_hosts.exists()
 
 
@@ -1305,6 +1306,7 @@ def test_send_something_else_inside_tls_gets_one_line_at_most(there, first):
     with sock:
         tls.said(first)
         sock.sendall(tls.goes.read())
+        sock.shutdown(socket.SHUT_WR)
         assert re.fullmatch(rb"([^\n?\x01][^\n]*\n)?", tls.heard(all_that_comes(sock)))
 
 
@@ -1587,7 +1589,9 @@ def test_receive_with_a_secret_file_that_names_receivers(from_real, tmp_path, te
     with socket.create_server((HOST, 0)) as listener:
         listener.settimeout(5)
         arguments = ("send", path, HOST, "--port", listener.getsockname()[1], "--secret-file", file)
-        with Program(tmp_path, *arguments, most_s=20 if status != 2 else 4) as program:
+        if status == 2:
+            listener.close()  # who dials all the same ends with 3
+        with Program(tmp_path, *arguments) as program:
             (tmp_path / "into").mkdir()
             if status == 0:
                 assert receive(listener, tmp_path / "into", secret=SECRET) == DONE
@@ -1740,7 +1744,7 @@ def test_send_with_a_code_at_hand_pairs_when_it_is_not_known(from_real, monkeypa
 def pairs(tmp_path_factory):
     """A real receiver that knows nobody, and that pairs: its port and the home of its user."""
     home = tmp_path_factory.mktemp("pairs")
-    with receiver(home, home / "there", most_s=120) as port:
+    with receiver(home, home / "there", most_s=600) as port:
         yield port, home
 
 
