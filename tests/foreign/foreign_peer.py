@@ -1,34 +1,42 @@
-"""A small peer of the ftx protocol, version 1: both roles, one lane, plain mode. The words are those of protocol.md.
+"""A small peer of the ftx protocol, version 1: both roles, one lane. The words are those of protocol.md.
 
 `send` dials and sends one file; `receive` accepts one connection and takes the files of its session. Both return the
 totals of BYE. Both take `private`, the 32 bytes of a private key; `trace`, a list that gets (side, name, fields) of
-each frame; and `tamper(side, name, frame)`, which may change the bytes of a frame on its way; side is "said" or
-"heard".
+each frame; `tamper(side, name, frame)`, which may change the bytes of a frame on its way; side is "said" or "heard";
+and `plain`, for a connection without TLS.
 """
 
 import base64
 import contextlib
+import datetime
 import fcntl
+import functools
 import hashlib
 import hmac
 import os
 import random
+import re
 import secrets
 import select
 import socket
+import ssl
 import stat
 import struct
+import tempfile
 import time
 import unicodedata
 from collections import Counter, deque
 from pathlib import Path
 
 import xxhash
+from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.x509.oid import NameOID
 
 XXH3_128, SHA_256 = 1, 2
-OPEN, KNOWN, SECRET = 0, 1, 2
+OPEN, KNOWN, SECRET, PAIRED = 0, 1, 2, 4
 PORT, SENDER, RECEIVER = 7389, bytes(range(0x20, 0x40)), bytes(range(0xD0, 0xF0))  # the keys of the worked example
 CRITICAL, FINAL, DURABLE, MAX_REPAIRS, WINDOW, AT_ONCE = 0x01, 0x02, 0x01, 3, 64, 64
 HEADER = ">4sHH32sQq16sIB3xQH"  # of the journal, up to the path
@@ -219,14 +227,84 @@ def from_ranges(ranges, size):
     return [index for one in ranges for index in range(one["first"], one["first"] + one["count"])]
 
 
+# --- TLS ---
+
+
+@functools.cache
+def certificate_of(private):
+    """A certificate for a private key, always the same: both in PEM, and the certificate's DER."""
+    return certificate(Ed25519PrivateKey.from_private_bytes(private), None)
+
+
+def certificate(key, algorithm, name="ftx", years=(2000, 2100), change=lambda der: der):
+    """A certificate that was signed with its own key, and then changed."""
+    who = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    first, last = (datetime.datetime(year, 1, 1) for year in years)
+    builder = x509.CertificateBuilder(who, who, key.public_key(), 1, first, last)
+    der = change(builder.sign(key, algorithm).public_bytes(serialization.Encoding.DER))
+    kinds = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    return key.private_bytes(*kinds) + ssl.DER_cert_to_PEM_cert(der).encode(), der
+
+
+class Tls:
+    """TLS between a lane and its socket, as the listener if there is a certificate. A record bears `piece` bytes."""
+
+    def __init__(self, shown=None, *, alpn=("ftx/1",), version=ssl.TLSVersion.TLSv1_3, piece=1 << 24):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if shown else ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = context.maximum_version = version
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        if alpn:
+            context.set_alpn_protocols(alpn)
+        if shown:
+            context.num_tickets = 0
+            with tempfile.NamedTemporaryFile() as file:
+                file.write(shown[0])
+                file.flush()
+                context.load_cert_chain(file.name)
+        self.shown, self.piece, self.done, self.closed = shown, piece, False, False
+        self.came, self.goes = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.link = context.wrap_bio(self.came, self.goes, server_side=bool(shown))
+
+    def heard(self, records):
+        """The bytes in records that came. Also begins the handshake, and goes on with it."""
+        self.came.write(records)
+        out = bytearray()
+        with contextlib.suppress(ssl.SSLWantReadError):
+            if not self.done:
+                self.link.do_handshake()
+                self.done = True
+            while not self.closed:
+                piece = self.link.read(1 << 18)
+                out += piece
+                self.closed = not piece  # a close_notify
+        return out
+
+    def said(self, raw):
+        """Puts bytes into records."""
+        for at in range(0, len(raw), self.piece):
+            self.link.write(raw[at : at + self.piece])
+
+    def fingerprint(self):
+        """SHA-256 of the listener's certificate."""
+        return hashlib.sha256(self.shown[1] if self.shown else self.link.getpeercert(binary_form=True)).digest()
+
+
 # --- The lane ---
 
 
 class Lane:
-    """One connection. It reads while it writes, and says PING or BUSY in time."""
+    """One connection. It reads while it writes, and says PING or BUSY in time.
 
-    def __init__(self, sock, timeout_s=30.0, tamper=None, trace=None):
+    It is `plain`, or speaks TLS with the options `tls`. When it is `corked`, frames travel together if they can; with
+    `notify` its end is a close_notify.
+    """
+
+    def __init__(
+        self, sock, timeout_s=30.0, tamper=None, trace=None, plain=False, tls=None, corked=False, notify=False
+    ):
         self.sock, self.timeout_s, self.idle, self.counter = sock, timeout_s, None, 0
+        self.plain, self.options, self.corked, self.notify = plain, tls or {}, corked, notify
+        self.tls, self.cork, self.untouched = None, bytearray(), True
         self.tamper, self.trace = tamper or (lambda side, name, raw: raw), [] if trace is None else trace
         self.said_at = self.heard_at = time.monotonic()
         self.came, self.going, self.ended = bytearray(), bytearray(), False
@@ -239,8 +317,8 @@ class Lane:
             readable, writable, _ = select.select(reads, writes, [], wait_s)
             if readable:
                 came = self.sock.recv(1 << 18)
-                self.came += came
                 self.ended, self.heard_at = not came, time.monotonic()
+                self.take(came)
             if writable:
                 del self.going[: self.sock.send(self.going[: 1 << 18])]
         except OSError:
@@ -249,8 +327,87 @@ class Lane:
         if time.monotonic() - self.heard_at > self.timeout_s:
             raise BrokenLink("the peer is silent")
 
+    def take(self, came):
+        """Takes what has come off the wire. A dialer that has begun TLS looks whether the answer is in clear."""
+        if self.tls and self.untouched and not self.tls.shown and came[:1] not in (b"", b"\x15", b"\x16"):
+            self.tls = None
+        self.untouched = False
+        try:
+            self.came += self.tls.heard(came) if self.tls else came
+            self.ended = self.ended or bool(self.tls and self.tls.closed)
+        finally:
+            if self.tls:
+                self.going += self.tls.goes.read()
+
+    def shake_hands(self, deadline, first=b""):
+        """The handshake of TLS."""
+        try:
+            if first:
+                self.take(first)
+            while self.tls and not self.tls.done:
+                if self.ended or time.monotonic() > deadline:
+                    raise BrokenLink("no end of the TLS handshake")
+                self.flush()
+                self.sock.settimeout(max(0.01, deadline - time.monotonic()))
+                came = self.sock.recv(1 << 18)
+                self.sock.setblocking(False)
+                self.ended, self.heard_at = not came, time.monotonic()
+                self.take(came)
+            self.flush()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self.sock.send(self.going)
+            raise BrokenLink(f"no TLS: {error}") from None
+
+    def begin_as_dialer(self):
+        """TLS, or nothing in plain mode."""
+        if self.plain:
+            return
+        self.tls = Tls(**self.options)
+        self.going += self.tls.heard(b"") + self.tls.goes.read()
+        self.shake_hands(time.monotonic() + self.timeout_s)
+        if not self.tls:
+            self.hear({"HELLO"})
+            raise BrokenLink("the listener went on in clear")
+        if self.tls.link.selected_alpn_protocol() != "ftx/1":
+            raise BrokenLink("the peer is something else than ftx: another ALPN protocol")
+
+    def begin_as_listener(self, private, deadline):
+        """Looks at the first byte: TLS, or a HELLO in plain mode."""
+        while not self.came:
+            if self.ended or time.monotonic() > deadline:
+                raise BrokenLink("nothing came")
+            self.turn(0.1)
+        require(self.came[0] != (0x16 if self.plain else 0x01), "one side is in plain mode, the other is not", 64)
+        if not self.plain and self.came[0] == 0x16:
+            first, self.came = bytes(self.came), bytearray()
+            self.tls = Tls(**{"shown": certificate_of(private)} | self.options)
+            self.shake_hands(deadline, first)
+
+    def transcript_of(self, dialer_hello, listener_hello):
+        """The transcript of this connection."""
+        transport = (1, self.tls.fingerprint()) if self.tls else ()
+        return transcript_of(dialer_hello, listener_hello, *transport)
+
+    def flush(self):
+        """Sends what is to be sent."""
+        while self.going:
+            self.turn(0.5)
+
     def write(self, raw):
         """Sends bytes."""
+        self.cork += raw
+        if not self.corked:
+            self.uncork()
+
+    def uncork(self):
+        """Sends what was gathered."""
+        raw, self.cork = bytes(self.cork), bytearray()
+        if not raw:
+            return
+        if self.tls:
+            self.tls.said(raw)
+            raw = self.tls.goes.read()
         self.going += raw
         while self.going:
             self.turn(0.5)
@@ -276,6 +433,7 @@ class Lane:
     def hear(self, names, wait_s=None, deadline=float("inf")):
         """The next frame but PING and BUSY, as (name, fields, bytes); None if it does not come in `wait_s`."""
         until = deadline if wait_s is None else time.monotonic() + wait_s
+        self.uncork()
         while True:
             raw = self._frame("HELLO" in names)
             if raw:
@@ -332,7 +490,13 @@ class Lane:
         with self.sock:
             if isinstance(error, SessionError) and not isinstance(error, PeerError):
                 self.say("ERROR", code=error.code, message=error.message.encode()[:1024])
+                self.uncork()
                 self.drain()
+            if self.notify and self.tls and self.tls.done:
+                with contextlib.suppress(ssl.SSLError):
+                    self.tls.link.unwrap()
+                self.going += self.tls.goes.read()
+                self.flush()
 
 
 # --- The handshake ---
@@ -418,29 +582,43 @@ def hear_hello(lane, versions, deadline=float("inf")):
     return raw, fields
 
 
-def greet_as_dialer(lane, private, secret, versions):
-    """HELLO and PROOF, until the listener's PROOF is checked; returns its identity and the method."""
+def meet_as_dialer(lane, private, versions):
+    """Both HELLOs; returns the listener's identity and the transcript."""
+    lane.begin_as_dialer()
     mine = say_hello(lane, private, versions)
     theirs, hello = hear_hello(lane, versions)
-    transcript = transcript_of(mine, theirs)
+    return hello["identity"], lane.transcript_of(mine, theirs)
+
+
+def meet_as_listener(lane, private, versions, deadline):
+    """Both HELLOs; returns the dialer's identity and the transcript."""
+    lane.begin_as_listener(private, deadline)
+    theirs, hello = hear_hello(lane, versions, deadline)
+    return hello["identity"], lane.transcript_of(theirs, say_hello(lane, private, versions))
+
+
+def greet_as_dialer(lane, private, secret, versions):
+    """HELLO and PROOF, until the listener's PROOF is checked; returns its identity and the method."""
+    identity, transcript = meet_as_dialer(lane, private, versions)
     proofs = [{"method": SECRET, "mac": mac_of(secret, b"dialer", SECRET, transcript)}] if secret else []
     lane.say("PROOF", signature=signature_of(private, b"dialer", transcript), proofs=proofs, tlvs=[])
     _, fields, _ = lane.hear({"PROOF"})
     require(len(fields["proofs"]) == 1, "a listener's PROOF has one item")
-    signed = is_signed(fields["signature"], hello["identity"], b"listener", transcript)
+    signed = is_signed(fields["signature"], identity, b"listener", transcript)
     require(signed, "the listener is not whom its HELLO names", 64)
     method, mac = fields["proofs"][0].values()
     right = method in (OPEN, KNOWN)
     if method == SECRET and secret:
         right = hmac.compare_digest(mac, mac_of(secret, b"listener", method, transcript))
     require(right, "the listener does not prove that it holds the key", 64)
-    return hello["identity"], method
+    return identity, method
 
 
-def trust(identity, method, private, secret, name, known_hosts, accept_new):
+def trust(identity, method, private, secret, receivers, name, known_hosts, accept_new):
     """Ends the session unless this is the listener that the user means. The user's yes puts it on file."""
     filed, fingerprint = on_file(known_hosts, name), fingerprint_of(identity)
     require(filed in (None, fingerprint), f"{name} was {filed} and is {fingerprint}", 64)
+    require(fingerprint in (receivers or [fingerprint]), f"{fingerprint} is not in the secret file", 64)
     if method == SECRET or identity == public_of(private):
         return
     require(not secret, "the listener does not hold the secret", 64)
@@ -451,17 +629,16 @@ def trust(identity, method, private, secret, name, known_hosts, accept_new):
                 file.write(f"{name} {fingerprint}\n")
 
 
-def greet_as_listener(lane, private, secret, is_open, versions):
+def greet_as_listener(lane, private, secret, known, is_open, versions):
     """HELLO and PROOF, until OPEN; returns its fields and the peer id."""
     deadline = time.monotonic() + 10
-    theirs, hello = hear_hello(lane, versions, deadline)
-    transcript = transcript_of(theirs, say_hello(lane, private, versions))
+    identity, transcript = meet_as_listener(lane, private, versions, deadline)
     _, fields, _ = lane.hear({"PROOF"}, deadline=deadline)
-    signed = is_signed(fields["signature"], hello["identity"], b"dialer", transcript)
+    signed = is_signed(fields["signature"], identity, b"dialer", transcript)
     require(signed, "the dialer is not whom its HELLO names", 64)
     macs = [item["mac"] for item in fields["proofs"] if item["method"] == SECRET]
     right = mac_of(secret, b"dialer", SECRET, transcript) if secret else b""
-    method, mac = KNOWN if hello["identity"] == public_of(private) else OPEN, bytes(32)
+    method, mac = KNOWN if identity in (public_of(private), *known) else OPEN, bytes(32)
     if any(hmac.compare_digest(right, one) for one in macs):
         method, mac = SECRET, mac_of(secret, b"listener", SECRET, transcript)
     require(method != OPEN or is_open, "not allowed in", 66)
@@ -469,7 +646,7 @@ def greet_as_listener(lane, private, secret, is_open, versions):
     lane.say("PROOF", signature=signature, proofs=[{"method": method, "mac": mac}], tlvs=[])
     _, fields, _ = lane.hear({"OPEN", "PING"}, deadline=deadline)
     require(fields["role"] == 1, "this listener serves no pulls", 4)
-    return fields, peer_id_of(hello["identity"])
+    return fields, peer_id_of(identity)
 
 
 # --- The sender ---
@@ -619,12 +796,13 @@ class Sender:
         self.totals[{"RECEIPT": "done", "SKIP": "skipped", "REFUSE": "failed"}[name]] = 1
 
 
-def send(host, port, path, *, private=SENDER, secret=None, known_hosts=None, accept_new=False, folder=b"",
-         process=None, retry_for_s=0, digest=XXH3_128, versions=(1, 1), final=False, bare=None, **link):  # fmt: skip
+def send(host, port, path, *, private=SENDER, secret=None, receivers=(), known_hosts=None, accept_new=False,
+         folder=b"", process=None, retry_for_s=0, digest=XXH3_128, versions=(1, 1), final=False, bare=None,
+         **link):  # fmt: skip
     """Dials and sends one file in one session, `final` if it is small; or `bare`, a folder or link.
 
-    `known_hosts` is the path of such a file, `accept_new` the user's yes to a listener that is not in it. `link` is
-    what Lane takes.
+    `receivers` are the fingerprints in the secret file. `known_hosts` is the path of such a file, `accept_new` the
+    user's yes to a listener that is not in it. `link` is what Lane takes.
     """
     path = Path(path).absolute()
     fields = {"session": secrets.token_bytes(16), "process": process or secrets.token_bytes(16), "role": 1}
@@ -632,7 +810,7 @@ def send(host, port, path, *, private=SENDER, secret=None, known_hosts=None, acc
     fields |= {"mode": 0, "lanes": 1, "retry_for_s": retry_for_s, "digest": digest, "folder": folder, "tlvs": []}
     with path.open("rb") as file, Lane(socket.create_connection((host, port)), **link) as lane:
         identity, method = greet_as_dialer(lane, private, secret, versions)
-        trust(identity, method, private, secret, host_name(host, port), known_hosts, accept_new)
+        trust(identity, method, private, secret, receivers, host_name(host, port), known_hosts, accept_new)
         lane.say("OPEN", **fields)
         lane.idle = "PING"
         lane.grease()
@@ -873,6 +1051,7 @@ class Receiver:
                 if name == "BYE":
                     require(not self.entries and fields == self.totals, "BYE with open entries or other totals")
                     self.lane.say("BYE", **self.totals)
+                    self.lane.uncork()
                     self.lane.drain()
                     return self.totals
                 if name == "FOLDER":
@@ -923,12 +1102,155 @@ class Receiver:
         return arrival.begin()
 
 
-def receive(listener, folder, *, private=RECEIVER, secret=None, is_open=False, versions=(1, 1), **link):
-    """Accepts one connection and takes the files of its session. `link` is what Lane takes."""
+def receive(listener, folder, *, private=RECEIVER, secret=None, known=(), is_open=False, versions=(1, 1), **link):
+    """Accepts one connection and takes the files of its session. `known` are identities; `link` is what Lane takes."""
     with Lane(listener.accept()[0], **link) as lane:
-        opening, peer = greet_as_listener(lane, private, secret, is_open, versions)
+        opening, peer = greet_as_listener(lane, private, secret, known, is_open, versions)
         require(is_path(opening["folder"]), "the folder is refused", 51)
         lane.say("OPENED", lanes=1, window=WINDOW, tlvs=[])
         lane.idle = "PING"
         lane.grease()
         return Receiver(lane, folder, opening, peer).run()
+
+
+# --- Pairing ---
+
+FIELD = 2**255 - 19
+ORDER = 2**252 + 27742317777372353535851937790883648493
+D = -121665 * pow(121666, -1, FIELD) % FIELD
+NEUTRAL = (0, 1, 1, 0)  # a point is (X, Y, Z, T) with x = X/Z, y = Y/Z and xy = T/Z
+M = bytes.fromhex("15cfd18e385952982b6a8f8c7854963b58e34388c8e6dae891db756481a02312")
+N = bytes.fromhex("f04f2e7eb734b2a8f8b472eaf9c3c632576ac64aea650b496a8a20ff00e583c3")
+
+
+def point_of(raw):
+    """The point of the curve with an encoding of 32 bytes, as in RFC 8032; None if there is none."""
+    number = int.from_bytes(raw, "little")
+    sign, y = number >> 255, number & (1 << 255) - 1
+    if y >= FIELD:
+        return None
+    square = (y * y - 1) * pow(D * y * y + 1, -1, FIELD) % FIELD
+    x = pow(square, (FIELD + 3) // 8, FIELD)
+    if x * x % FIELD != square:
+        x = x * pow(2, (FIELD - 1) // 4, FIELD) % FIELD
+    if x * x % FIELD != square or not x and sign:
+        return None
+    x = FIELD - x if x & 1 != sign else x
+    return x, y, 1, x * y % FIELD
+
+
+def bytes_of(point):
+    """The encoding of a point."""
+    inverse = pow(point[2], -1, FIELD)
+    x, y = point[0] * inverse % FIELD, point[1] * inverse % FIELD
+    return (y | (x & 1) << 255).to_bytes(32, "little")
+
+
+def plus(one, other):
+    """The sum of two points."""
+    a, b = (one[1] - one[0]) * (other[1] - other[0]), (one[1] + one[0]) * (other[1] + other[0])
+    c, d = 2 * D * one[3] * other[3], 2 * one[2] * other[2]
+    e, f, g, h = b - a, d - c, d + c, b + a
+    return e * f % FIELD, g * h % FIELD, f * g % FIELD, e * h % FIELD
+
+
+def times(number, point):
+    """A multiple of a point."""
+    out = NEUTRAL
+    for bit in bin(number)[2:]:
+        out = plus(out, out)
+        out = plus(out, point) if bit == "1" else out
+    return out
+
+
+BASE = point_of((4 * pow(5, -1, FIELD) % FIELD).to_bytes(32, "little"))
+
+
+def is_element(raw, own=None):
+    """Whether PAIR may bring these bytes to a side that has sent `own`."""
+    point = point_of(raw)
+    neutral = bytes_of(NEUTRAL)
+    return bool(point) and raw not in (neutral, own) and bytes_of(times(ORDER, point)) == neutral
+
+
+def code_of(typed):
+    """The bytes of a code as a person has typed it."""
+    text = "".join(char.lower() if "A" <= char <= "Z" else char for char in typed)
+    return re.sub(r"[\s_-]+", "-", text).strip("-").encode()
+
+
+def number_of(code):
+    """The number w that stands for the bytes of a code."""
+    key, out, block = hmac.digest(bytes(32), code, "sha256"), b"", b""
+    for count in (1, 2):
+        block = hmac.digest(key, block + b"SPAKE2 pw" + bytes([count]), "sha256")
+        out += block
+    return int.from_bytes(out[:48], "big") % ORDER
+
+
+def element_of(code, number, blind):
+    """The element of the side whose point is `blind` (M or N) and whose random number is `number`."""
+    return bytes_of(plus(times(number, BASE), times(number_of(code), point_of(blind))))
+
+
+def pairing_key(code, number, blind, dialer_element, listener_element):
+    """The key, for the side whose peer has the point `blind`."""
+    theirs = listener_element if blind == N else dialer_element
+    unblinded = plus(point_of(theirs), times(ORDER - number_of(code), point_of(blind)))
+    shared = bytes_of(times(number, unblinded))
+    names = [hashlib.sha256(part).digest() for part in (code, b"ftx/1 dialer", b"ftx/1 listener")]
+    return hashlib.sha256(b"".join(names) + dialer_element + listener_element + shared).digest()
+
+
+def take_proof(lane, identity, maker, key, transcript, wrong, deadline=float("inf")):
+    """Takes the PROOF behind PAIR, which must be of method 4."""
+    _, fields, _ = lane.hear({"PROOF"}, deadline=deadline)
+    require(is_signed(fields["signature"], identity, maker, transcript), "a signature that does not hold", 64)
+    require(maker == b"dialer" or len(fields["proofs"]) == 1, "a listener's PROOF has one item")
+    macs = [item["mac"] for item in fields["proofs"] if item["method"] == PAIRED]
+    right = mac_of(key, maker, PAIRED, transcript)
+    require(any(hmac.compare_digest(right, mac) for mac in macs), "the code is another one", wrong)
+
+
+def give_proof(lane, private, maker, key, transcript):
+    """Says the PROOF behind PAIR."""
+    proofs = [{"method": PAIRED, "mac": mac_of(key, maker, PAIRED, transcript)}]
+    lane.say("PROOF", signature=signature_of(private, maker, transcript), proofs=proofs, tlvs=[])
+
+
+def pair(host, port, typed, *, private=SENDER, known_hosts=None, number=None, **link):
+    """Dials and pairs by a code; returns the listener's identity, and puts it on file. `link` is what Lane takes."""
+    code, x = code_of(typed), secrets.randbelow(ORDER) if number is None else number
+    with Lane(socket.create_connection((host, port)), **link) as lane:
+        identity, transcript = meet_as_dialer(lane, private, (1, 1))
+        mine = element_of(code, x, M)
+        lane.say("PAIR", element=mine, tlvs=[])
+        _, fields, _ = lane.hear({"PAIR"})
+        require(is_element(fields["element"], mine), "no element")
+        key = pairing_key(code, x, N, mine, fields["element"])
+        give_proof(lane, private, b"dialer", key, transcript)
+        take_proof(lane, identity, b"listener", key, transcript, 64)
+    if known_hosts:
+        name = host_name(host, port)
+        lines = known_hosts.read_text().splitlines(True) if known_hosts.exists() else []
+        lines = [line for line in lines if line.split()[:1] != [name]]
+        known_hosts.write_text("".join(lines) + f"{name} {fingerprint_of(identity)}\n")
+    return identity
+
+
+def let_pair(listener, typed, *, private=RECEIVER, number=None, **link):
+    """Accepts one connection that pairs by a code; returns the dialer's identity. `link` is what Lane takes."""
+    code, y = code_of(typed), secrets.randbelow(ORDER) if number is None else number
+    with Lane(listener.accept()[0], **link) as lane:
+        deadline = time.monotonic() + 10
+        identity, transcript = meet_as_listener(lane, private, (1, 1), deadline)
+        _, fields, _ = lane.hear({"PAIR"}, deadline=deadline)
+        mine = element_of(code, y, N)
+        require(is_element(fields["element"], mine), "no element")
+        lane.say("PAIR", element=mine, tlvs=[])
+        key = pairing_key(code, y, M, fields["element"], mine)
+        take_proof(lane, identity, b"dialer", key, transcript, 67, deadline)
+        give_proof(lane, private, b"listener", key, transcript)
+        lane.uncork()
+        lane.drain()
+        return identity
