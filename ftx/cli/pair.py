@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from ftx.cli import params
 from ftx.cli.main import CONTEXT, version_option
 from ftx.cli.params import Remote
 from ftx.errors import UsageError
-from ftx.options import InviteOptions, PairOptions
+from ftx.options import InviteOptions, PairOptions, config_dir
 
 
 def parse_host(text: str) -> str:
@@ -68,7 +70,7 @@ def pair(
     from ftx import api
     from ftx.cli import process
     from ftx.cli.receive import line_to_type, own_address
-    from ftx.cli.report import Report
+    from ftx.cli.report import Report, printable
     from ftx.transfer.crew import Stop
     from ftx.transfer.events import Code, Event
 
@@ -80,6 +82,7 @@ def pair(
     def on_event(event: Event) -> None:
         report(event)
         if isinstance(event, Code):
+            report.say(f"for receivers of this user whose keys are in {printable(os.fsencode(config_dir()))}")
             report.say(f"on the other machine: {line_to_type(own_address(), port, *more)}")
 
     def give(stop: Stop) -> api.Finished:

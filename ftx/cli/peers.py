@@ -87,7 +87,8 @@ def add(name: str, fingerprint: str) -> int:
     from ftx.transfer.trusted import Trusted
 
     found = Trusted(config_dir()).add(name, fingerprint)
-    say(f"{found} may send here; `ftx peers restrict {found}` narrows that")
+    known = "" if found == name else f" (it was on file already; `ftx peers name {found} {name}` renames it)"
+    say(f"{found} may send here{known}; `ftx peers restrict {found}` narrows that")
     return 0
 
 

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from ftx.cli.main import BUG
+from ftx.protocol.messages import DEFAULT_PORT
 from ftx.transfer.events import (
     Code,
     EntryEnded,
@@ -362,8 +363,9 @@ class Report:
                 why = f" ({event.reason})" if event.reason else ""
                 self.say(f"pairing code, good once and for {event.valid_s // 60} minutes{why}: {event.code}")
             case Paired():
-                name = f"{printable(event.name)} ({printable(event.address)})"
-                self.say(f"paired: {name} has the fingerprint {event.fingerprint}")
+                name, where = printable(event.name), printable(event.address)
+                self.say(f"paired: {name}" + (f" ({where})" if where not in (name, f"{name}:{DEFAULT_PORT}") else ""))
+                self.say(f"  {event.fingerprint}")
             case SessionUp():
                 self._session_up(event)
             case Progress():

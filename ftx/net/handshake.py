@@ -128,6 +128,8 @@ def dial(lane: Lane, identity: Identity, keys: Mapping[Method, bytes], trust: Tr
         Unproven: nothing says whether it is, and that was not accepted.
     """
     hello, transcript = _call(lane, identity, plain=plain)
+    if Method.SSH not in keys:
+        _check_known(hello.identity, trust)  # before its refusal: it may not know us because it is another one
     lane.send(m.Proof(identity.sign(proof.signed(Side.DIALER, transcript)), proof.prove(keys, transcript)))
     lane.send_grease()
     item = _answer(lane, hello, transcript)
@@ -186,16 +188,20 @@ def _answer(lane: Lane, hello: m.Hello, transcript: bytes) -> m.ProofItem:
     return answer.proofs[0]
 
 
-def _met(public: bytes, own: Identity, keys: Mapping[Method, bytes], trust: Trust, *, credential: bool) -> Met:
-    """The listener with this key, which has proven a credential or not; if it is the one that the user means (G7)."""
-    if Method.SSH in keys and not (credential and public == trust.known):
-        raise Refused("it is not the receiver that ssh has started. Nothing was sent")
+def _check_known(public: bytes, trust: Trust) -> None:
+    """Whether a listener shows the key that is on file for the name by which it was called (G7)."""
     if trust.known not in (None, public):
         raise Refused(
             f"{trust.name} has another key than it had. It shows {fingerprint(public)}, and "
             f"{fingerprint(trust.known or b'')} is on file: somebody may be in its place. If you know why it has "
             f"changed, `ftx peers remove {shlex.quote(trust.name)}` and pair or accept it anew. Nothing was sent"
         )
+
+
+def _met(public: bytes, own: Identity, keys: Mapping[Method, bytes], trust: Trust, *, credential: bool) -> Met:
+    """The listener with this key, which has proven a credential or not; if it is the one that the user means (G7)."""
+    if Method.SSH in keys and not (credential and public == trust.known):
+        raise Refused("it is not the receiver that ssh has started. Nothing was sent")
     if credential and trust.receivers and public not in trust.receivers:
         raise Refused(
             f"it holds the key in your `--secret-file`, but is not the receiver that the file names: it shows "

@@ -63,12 +63,12 @@ def secret(path: Path, *, make_for: bytes | None = None) -> Secret:
     try:
         if make_for is not None:
             _make(path, fingerprint(make_for).encode() + b"\n")
-        words = read_private(path).split()
+        first, *more = read_private(path).rstrip().split(b"\n")
     except OSError as error:
         raise UsageError(f"the secret file {path}: {error.strerror}") from error
-    key = _key(path, words[0] if words else b"")
+    key = _key(path, first.rstrip())
     try:
-        return Secret(key, frozenset(public_key(word.decode()) for word in words[1:]))
+        return Secret(key, frozenset(public_key(line.rstrip().decode()) for line in more))
     except ValueError as error:
         raise UsageError(f"{path}: behind the key there are only fingerprints of receivers, a line each") from error
 

@@ -130,7 +130,7 @@ class Lane:
                 # Anybody on the way can say so. It asks for no code, and for no other run.
                 raise Refused(message.message, from_peer=True) from None
             raise ProtocolError("it answers in clear where TLS was begun") from None
-        self.encrypted = self.greeted = True
+        self.encrypted = True
         self.fingerprint = fingerprint or self.sock.peer_fingerprint()
 
     def _wait_for(self, call: Callable[..., T], *args: Any) -> T:

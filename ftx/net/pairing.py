@@ -36,7 +36,7 @@ MAX_WAITING = int(m.HANDSHAKE_S / m.PAIR_S)
 DIALER_ID, LISTENER_ID = b"ftx/1 dialer", b"ftx/1 listener"
 TOO_MANY = "too many try to pair at this moment; try again in a while"
 #: What a stranger is told, whatever is wrong with the code: also where there is none.
-WRONG_CODE = "the pairing code is another one, was used already, or has run out. `ftx pair` there shows a new one"
+WRONG_CODE = "the pairing code is wrong, was used already, or has run out; `ftx pair` on its machine shows one"
 
 
 def new_code() -> str:

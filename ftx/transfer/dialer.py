@@ -99,6 +99,7 @@ class SendRun:
         self._confirm = confirm
         self._known = KnownHosts(options.config_dir)
         self._keys: dict[Method, bytes] = {}
+        self._asked_s = 0.0  # for which a person was waited for
         self._code = code
         self._code_at_hand = isinstance(code, str)  # a run that has a credential does not settle for none
         self._paired = False  # in this run
@@ -138,7 +139,7 @@ class SendRun:
             bytes_total=self._bytes_total(),
             bytes_sent=self._moved()[0],
             bytes_reused=self._moved()[1],
-            seconds=time.monotonic() - started,
+            seconds=time.monotonic() - started - self._asked_s,
             kept=total.kept,
             left_out=total.left_out,
         )
@@ -241,8 +242,10 @@ class SendRun:
                 return self._session(request)
             except (NotPaired, Unproven) as error:
                 # A person takes longer to answer than a listener waits, so the question is asked between two links.
+                asked_s = time.monotonic()
                 if not self._acquainted(error):
                     raise
+                self._asked_s += time.monotonic() - asked_s
                 continue
             except KeysWorn:
                 continue  # nothing is wrong: whoever does not retry goes on too
@@ -265,6 +268,8 @@ class SendRun:
         """Whether the two sides know each other now: they were paired just now, or the user says yes."""
         if isinstance(error, NotPaired) or self._code_at_hand:
             # One that was given another credential would not be content with a receiver that is only known.
+            if self._keys and isinstance(error, NotPaired):
+                raise NotPaired("not allowed in: the receiver does not have the key in your `--secret-file`") from error
             if self._paired or self._keys or not self._lasting:
                 return False
             from ftx.transfer.pairing import Pairer  # here: hardly any run needs it
@@ -343,7 +348,7 @@ class SendRun:
                 handshake.refuse(lane, error)
             raise
         finally:
-            self._greeted = self._greeted or lane.greeted
+            self._greeted = self._greeted or lane.greeted or lane.encrypted
             lane.close()
 
     def _attach(self, session: bytes, number: int, way: Way, check: Callable[[], None]) -> Lane:

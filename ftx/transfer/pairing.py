@@ -132,8 +132,13 @@ def pair(options: PairOptions, code: Code, emit: events.OnEvent, stop: Stop) -> 
         trusted = KnownHosts(options.config_dir)
 
         def remember(public: bytes) -> None:
+            name = known.name_of(options.host, options.port)
+            before = trusted.find(name)
+            if before not in (None, public):
+                old = fingerprint(before or b"")
+                emit(events.Warn(f"{name} had another key, {old}, which is not trusted any more"))
             try:
-                trusted.add(known.name_of(options.host, options.port), public)
+                trusted.add(name, public)
             except OSError as error:
                 raise UsageError(
                     f"{trusted.path}: {error.strerror}: the receiver knows this side now, but not the other way round"

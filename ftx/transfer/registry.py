@@ -22,12 +22,14 @@ from ftx.errors import (
     Interrupted,
     Leaving,
     NotFtx,
+    NotPaired,
     ProtocolError,
     Refused,
     SomeFailed,
     Superseded,
     Unsupported,
     UsageError,
+    WrongCode,
 )
 from ftx.net import handshake, keys
 from ftx.net.identity import fingerprint
@@ -325,7 +327,7 @@ class Receiver:
             elif not error.from_peer:
                 handshake.refuse(lane, Refused(MISTAKE) if isinstance(error, UsageError) else error)
             if not self._events.full:  # G8: there is no end to strangers
-                self._events.put(events.Warn(f"{address}: {error}"))
+                self._events.put(events.Warn(f"{address}: {self._told(error)}"))
         except Exception as error:  # a bug must not take the receiver down with it
             log.debug("! a bug in a session", exc_info=True)
             handshake.refuse(lane, InternalError(f"{type(error).__name__}: {error}"))
@@ -345,6 +347,15 @@ class Receiver:
         except UsageError as error:
             self._shown = None
             self._emit(events.Warn(str(error)))
+
+    def _told(self, error: FtxError) -> str:
+        """What a refusal means to whoever runs the receiver; the stranger is told something else."""
+        how = "`ftx pair` shows a code" if self._shown is None else "the code above pairs it"
+        if isinstance(error, WrongCode) and not error.from_peer:
+            return "it came with a wrong pairing code"
+        if isinstance(error, NotPaired) and not error.from_peer:
+            return f"not known here, and not let in; {how}"
+        return str(error)
 
     def _session(self, lane: Lane, address: str, peer: bytes, on_file: Peer | None, request: m.Open | m.Attach) -> None:
         if isinstance(request, m.Attach):

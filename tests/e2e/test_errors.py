@@ -387,7 +387,7 @@ def test_G7_a_stranger_is_refused(tmp_path: Path, source: Path) -> None:
         refused = send(tmp_path, source, receiver.port, environ=_other_user(tmp_path))
         _failed(refused, 8, "not allowed in", "--secret-file", "--open")
         assert not (receiver.into / "file").exists()
-        assert "not allowed in" in receiver.event("warning")["message"]
+        assert "not known here, and not let in; `ftx pair`" in receiver.event("warning")["message"]
 
 
 def test_G7_a_secret_file(tmp_path: Path, source: Path) -> None:

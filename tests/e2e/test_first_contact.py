@@ -69,3 +69,14 @@ def test_g7_another_key_under_a_known_name_is_refused_whatever_the_user_said(shm
             assert fingerprint(own.public) in refused.message and fingerprint(other.public) in refused.message
             assert "ftx peers remove" in refused.message
         assert not (receiver.into / "file").exists()
+
+
+def test_g7_a_receiver_that_was_set_up_anew_is_not_paired_with_under_its_old_name(shm: Path) -> None:
+    """It knows nobody any more, and would have its senders asked for a code. The key on file says that it is another."""
+    source = fill(shm / "file", 1000)
+    with LocalReceiver(shm) as receiver:
+        other, _ = keys.identity(shm / "third")
+        KnownHosts(shm / "other").add(name_of("127.0.0.1", receiver.port), other.public)
+        refused, seen = send(shm, source, receiver.port)
+        assert refused.code == 8 and "another key than it had" in refused.message
+        assert "paired" not in [event.type for event in seen]

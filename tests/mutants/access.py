@@ -23,7 +23,7 @@ ACCESS: tuple[Mutant, ...] = (
         "what else is in a secret file is passed over",
         ("G7",),
         "ftx/net/keys.py",
-        "frozenset(public_key(word.decode()) for word in words[1:])",
+        "frozenset(public_key(line.rstrip().decode()) for line in more)",
         "frozenset()",
         "tests/net/test_keys.py::test_g7_what_is_no_fingerprint_is_not_passed_over",
     ),

@@ -12,6 +12,7 @@ from ftx.net import keys
 from ftx.net.identity import fingerprint
 
 RECEIVER = b"r" * 32
+TWO = fingerprint(RECEIVER)
 
 
 def test_a_listener_makes_the_secret_and_its_dialer_finds_it(tmp_path: Path) -> None:
@@ -30,7 +31,7 @@ def test_a_secret_of_no_receiver_and_of_several(tmp_path: Path) -> None:
         assert keys.secret(path) == keys.Secret(b"\xa1" * 32, frozenset(receivers))
 
 
-@pytest.mark.parametrize("more", ["x", "ed25519:x", "a1" * 32])
+@pytest.mark.parametrize("more", ["x", "ed25519:x", "a1" * 32, f"{TWO} {TWO}", f" {TWO}", f"\n{TWO}"])
 def test_g7_what_is_no_fingerprint_is_not_passed_over(tmp_path: Path, more: str) -> None:
     path = tmp_path / "secret"
     path.write_text("a1" * 32 + "\n" + more)
