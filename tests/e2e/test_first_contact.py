@@ -72,7 +72,7 @@ def test_g7_another_key_under_a_known_name_is_refused_whatever_the_user_said(shm
 
 
 def test_g7_a_receiver_that_was_set_up_anew_is_not_paired_with_under_its_old_name(shm: Path) -> None:
-    """It knows nobody any more, and would have its senders asked for a code. The key on file says that it is another."""
+    """It knows nobody any more, and would have senders asked for a code. The key on file says that it is another."""
     source = fill(shm / "file", 1000)
     with LocalReceiver(shm) as receiver:
         other, _ = keys.identity(shm / "third")

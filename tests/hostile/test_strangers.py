@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -27,11 +27,13 @@ from ftx.protocol.session import Side
 from ftx.transfer import registry
 from ftx.transfer.registry import Receiver
 from tests.hostile import keyed, peer
-from tests.support.files import fill
+from tests.support import process
+from tests.support.files import MIB, fill, same
 from tests.support.local import LocalReceiver, local_send
 from tests.support.process import wait_until
 
 HELLO = codec.encode(m.Hello(m.MAGIC, 1, 1, bytes(32), bytes(32)))
+needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 WRONG_PROOF = codec.encode(m.Proof(b"", (m.ProofItem(m.Method.SECRET, bytes(32)),)))
 
 
@@ -120,6 +122,125 @@ def test_g9_a_sender_comes_in_through_a_flood(tmp_path: Path, monkeypatch: pytes
                 assert local_send(tmp_path, source, receiver.port).code == 0
         for sock in flood:
             sock.close()
+
+
+#: A flood makes so many connections each tick, and goes on with a tenth of those that it has.
+TICK_S, PER_TICK = 0.05, 25
+
+
+class Flood:
+    """Connections from several addresses that never finish their handshake. Where one is closed, another one comes.
+
+    Attributes:
+        made: how many there have been.
+    """
+
+    SOURCES = ("127.0.0.2", "127.0.0.3", "127.0.0.4", "::1")
+
+    def __init__(self, port: int, six: int | None, at_once: int) -> None:
+        self._ports = {False: port, True: six}
+        self._at_once = at_once
+        self._socks: list[socket.socket] = []
+        self._over = threading.Event()
+        self.made = 0
+        self._thread = threading.Thread(target=self._run, name="flood")
+
+    def _connect(self) -> None:
+        source = self.SOURCES[self.made % (len(self.SOURCES) if self._ports[True] else 3)]
+        port = self._ports[":" in source]
+        assert port is not None
+        self.made += 1
+        sock = socket.socket(socket.AF_INET6 if ":" in source else socket.AF_INET)
+        self._socks.append(sock)
+        sock.bind((source, 0))
+        sock.settimeout(0.5)
+        with suppress(OSError):
+            sock.connect(("::1" if ":" in source else "127.0.0.1", port))
+            sock.sendall(self.BEGIN[self.made // len(self.SOURCES) % len(self.BEGIN)])
+
+    #: Some are silent, some have begun something that they go on with byte by byte.
+    BEGIN = (b"", keyed.client_hello()[:60], keyed.client_hello(), HELLO, HELLO[:20])
+
+    def _run(self) -> None:
+        turn = 0
+        while not self._over.wait(TICK_S):
+            for _ in range(min(PER_TICK, self._at_once - len(self._socks))):
+                self._connect()
+            turn += 1
+            self._socks = [sock for at, sock in enumerate(self._socks) if (at + turn) % 10 or self._goes_on(sock)]
+
+    @staticmethod
+    def _goes_on(sock: socket.socket) -> bool:
+        """With another byte, if it may."""
+        sock.settimeout(0)
+        try:
+            if sock.recv(65536):
+                sock.send(b"\0")
+                return True
+        except BlockingIOError:
+            with suppress(OSError):
+                sock.send(b"\0")
+            return True
+        except OSError:
+            pass
+        sock.close()
+        return False
+
+    def __enter__(self) -> Flood:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._over.set()
+        self._thread.join()
+        for sock in self._socks:
+            sock.close()
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+def flooded(folder: Path, source: Path, at_once: int, *, most_mib: int) -> tuple[float, float]:
+    """Seconds that a sender needs without and with a flood of so many, which began before it."""
+    bind = ("--bind", "::1") if has_ipv6() else ()
+    with process.Receiver(folder, *bind) as receiver:
+        ports = {":" in host: port for host, port in receiver.event("listening")["addresses"]}
+        flood = Flood(ports[False], ports.get(True), at_once)
+        times = []
+        for number in range(2):
+            with ExitStack() as stack:
+                if number:
+                    stack.enter_context(flood)
+                    wait_until(lambda: flood.made >= at_once)
+                sent = process.send(folder, source, ports[False], "--timeout", "20", "--retry-for", "0")
+                assert sent.wait() == 0, sent.finished["message"]
+                assert same(source, receiver.into / source.name)
+                times.append(sent.finished["seconds"])
+                threads = len(os.listdir(f"/proc/{receiver.popen.pid}/task"))
+            (receiver.into / source.name).unlink()
+        assert flood.made >= at_once
+        assert threads <= registry.MAX_STRANGERS + 30
+        assert receiver.peak_rss() < most_mib * MIB, receiver.peak_rss() // MIB
+        assert not [event for event in receiver.of_type("warning") if "a bug in ftx" in event["message"]]
+        print(f"{flood.made} connections, {threads} threads, {receiver.peak_rss() // MIB} MiB, {times} s")
+    return times[0], times[1]
+
+
+@needs_proc
+def test_g8_g9_a_flood_keeps_no_sender_out(shm: Path) -> None:
+    flooded(shm, fill(shm / "f", 64 * MIB), 600, most_mib=200)
+
+
+@needs_proc
+@pytest.mark.long
+def test_g9_two_thousand_strangers_take_less_than_half_of_a_senders_time(shm: Path) -> None:
+    without, under = flooded(shm, fill(shm / "f", 2048 * MIB), 2000, most_mib=250)
+    assert under <= 2 * without + 1
 
 
 @pytest.mark.parametrize("what", ["a TLS hello", "a TLS record"])

@@ -72,7 +72,7 @@ class LocalReceiver:
 def local_send(base: Path, path: Path | bytes, port: int, **options: Any) -> api.Finished:
     """``api.send`` to this machine, without retries unless told otherwise."""
     on_event = options.pop("on_event", None)
-    stop = options.pop("stop", None)
+    stop, code = options.pop("stop", None), options.pop("code", None)
     defaults: dict[str, Any] = {
         "host": "127.0.0.1",
         "port": port,
@@ -80,7 +80,7 @@ def local_send(base: Path, path: Path | bytes, port: int, **options: Any) -> api
         "timeout_s": 10.0,
         "config_dir": base / "config",
     }
-    return api.send([path], api.SendOptions(**defaults | options), on_event=on_event, stop=stop)
+    return api.send([path], api.SendOptions(**defaults | options), on_event=on_event, stop=stop, code=code)
 
 
 def on_file(receiver: LocalReceiver, base: Path, name: str, terms: str = "") -> Path:

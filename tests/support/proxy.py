@@ -91,6 +91,7 @@ class Way:
     step: int = PIECE
     wait_s: float = 0.0
     open: bool = True
+    seen: bytearray | None = None  #: all that has passed, where it is recorded
 
 
 @dataclass(slots=True)
@@ -110,6 +111,7 @@ class Proxy:
         target: (host, port); may be changed for later connections.
         up, down: faults of the connection ``on``.
         on: number of the connection that has the faults, the first is 0; None: every one.
+        record: keep what passes.
     """
 
     def __init__(
@@ -119,9 +121,11 @@ class Proxy:
         up: Sequence[Fault] = (),
         down: Sequence[Fault] = (),
         on: int | None = 0,
+        record: bool = False,
     ) -> None:
         self.target = ("127.0.0.1", target) if isinstance(target, int) else target
         self.up_faults, self.down_faults, self.on = up, down, on
+        self._record = record
         self.links: list[Link] = []
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port: int = self._listener.getsockname()[1]
@@ -152,6 +156,11 @@ class Proxy:
     def down(self) -> int:
         return sum(link.down.count for link in self.links)
 
+    @property
+    def seen(self) -> bytes:
+        """All that has passed, either way."""
+        return b"\n".join(bytes(way.seen or b"") for link in self.links for way in (link.up, link.down))
+
     def forget(self, *, up: Sequence[Fault] = (), down: Sequence[Fault] = ()) -> None:
         """Begin anew: no connections counted, and these faults for the next one."""
         self.links = []
@@ -179,6 +188,8 @@ class Proxy:
                 Way(dialer, listener, sorted(self.up_faults, key=lambda fault: fault.at) if mine else []),
                 Way(listener, dialer, sorted(self.down_faults, key=lambda fault: fault.at) if mine else []),
             )
+            if self._record:
+                link.up.seen, link.down.seen = bytearray(), bytearray()
             self.links.append(link)
             thread = threading.Thread(target=self._relay, args=(link,), name="proxy-link", daemon=True)
             self._threads.append(thread)
@@ -224,6 +235,8 @@ class Proxy:
             piece, data = data[:most], data[most:]
             way.sink.sendall(piece)
             way.count += len(piece)
+            if way.seen is not None:
+                way.seen += piece
             self._act(link, way, selector)
             if way.wait_s:
                 time.sleep(way.wait_s)
