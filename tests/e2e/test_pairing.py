@@ -261,8 +261,7 @@ def reachable(port: int) -> bool:
 
 def code_in(terminal: OnTerminal) -> str:
     """The code that was shown last; waits until its line is whole."""
-    wait_until(lambda: "\n" in terminal.read("minutes: ").rpartition("minutes: ")[2])
-    return terminal.shown.rpartition("minutes: ")[2].split()[0]
+    return terminal.read("minutes: ", whole=True).rpartition("minutes: ")[2].split()[0]
 
 
 @pytest.mark.parametrize("option", ["--quiet", "--json", "--open", "--secret-file"])

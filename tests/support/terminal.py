@@ -20,10 +20,13 @@ class OnTerminal:
         os.close(far)
         self.shown = ""
 
-    def read(self, until: str = "", timeout_s: float = 20) -> str:
-        """What is shown until ``until`` has been, or until the process has closed the terminal."""
+    def read(self, until: str = "", timeout_s: float = 20, *, whole: bool = False) -> str:
+        """What is shown until ``until`` has been, or until the process has closed the terminal.
+
+        ``whole``: until the line that ``until`` is in has its end.
+        """
         deadline = time.monotonic() + timeout_s
-        while not (until and until in self.shown):
+        while not (until and until in self.shown) or (whole and "\n" not in self.shown.rpartition(until)[2]):
             ready, _, _ = select.select([self.near], [], [], max(0.0, deadline - time.monotonic()))
             assert ready, f"no {until!r} in {self.shown!r}"
             try:
