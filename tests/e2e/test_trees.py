@@ -426,7 +426,7 @@ def test_a_very_deep_tree(shm: Path) -> None:
         subprocess.run(["rm", "-rf", top, shm / "into"], check=True)
 
 
-@pytest.mark.parametrize("exists", ["keep", "replace"])
+@pytest.mark.parametrize("exists", [pytest.param("keep", marks=pytest.mark.long), "replace"])
 def test_what_changes_below_a_thousand_folders(shm: Path, exists: str) -> None:
     """Each folder is looked at when the one in it has its answer."""
     top = shm / "top"
