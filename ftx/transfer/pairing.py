@@ -70,18 +70,13 @@ class Invitation:
 
 
 class Pairer:
-    """A sender's part: with the receiver that its options name.
-
-    Attributes:
-        at_hand: there is a code without asking.
-    """
+    """A sender's part: with the receiver that its options name."""
 
     def __init__(self, options: SendOptions | PairOptions, code: Code | None, emit: events.OnEvent, stop: Stop) -> None:
         self._options = options
         self._code = code
         self._emit = emit
         self._stop = stop
-        self.at_hand = isinstance(code, str)
 
     def pair(self, identity: Identity, remember: Callable[[bytes], None]) -> bool:
         """Pair, and have the receiver's public key remembered; False if no code can be had.
@@ -97,7 +92,7 @@ class Pairer:
             try:
                 public = self._exchange(identity, pairing.normalised(code))
             except WrongCode as error:
-                if self.at_hand or asked == MAX_ASKED:
+                if not callable(self._code) or asked == MAX_ASKED:
                     raise
                 self._emit(events.Warn(str(error)))
                 continue

@@ -126,25 +126,24 @@ class Desk:
         pass
 
 
-def heard_by_a_listener(case: Case) -> None:
-    """All of it is there at once, and the end behind it: nothing is waited for."""
+def heard(case: Case, half: Callable[[Lane], object], *, dialer: bool) -> None:
+    """By one half of a handshake. All of it is there at once, and the end behind it: nothing is waited for."""
     one, other = socket.socketpair()
-    with one, closing(Lane(other, dialer=False)) as lane:
+    with one, closing(Lane(other, dialer=dialer)) as lane:
         one.sendall(b"".join(case)[:150_000])
         one.shutdown(socket.SHUT_WR)
         lane.deadline_s = time.monotonic() + 5
         with suppress(FtxError):
-            handshake.listen(lane, LISTENER, KEYS, None, open_=False, pairing=Desk())  # type: ignore[arg-type]
+            half(lane)
+
+
+def heard_by_a_listener(case: Case) -> None:
+    desk: Any = Desk()
+    heard(case, lambda lane: handshake.listen(lane, LISTENER, KEYS, None, open_=False, pairing=desk), dialer=False)
 
 
 def heard_by_a_dialer(case: Case) -> None:
-    one, other = socket.socketpair()
-    with one, closing(Lane(other, dialer=True)) as lane:
-        one.sendall(b"".join(case)[:150_000])
-        one.shutdown(socket.SHUT_WR)
-        lane.deadline_s = time.monotonic() + 5
-        with suppress(FtxError):
-            handshake.dial(lane, DIALER, KEYS, fuzz.TRUST, plain=True)
+    heard(case, lambda lane: handshake.dial(lane, DIALER, KEYS, fuzz.TRUST, plain=True), dialer=True)
 
 
 def heard_by_the_codec(case: Case) -> None:

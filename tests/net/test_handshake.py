@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from ftx.protocol import proof
 from ftx.protocol.manifest import DigestName
 from ftx.protocol.messages import Method, Role
 from ftx.protocol.session import Side
+from tests.support.lanes import both, lane_pair
 
 KEY = b"k" * 32
 DIALER, LISTENER, STRANGER = (Identity(seed * 32) for seed in (b"d", b"l", b"s"))
@@ -33,29 +33,8 @@ OPEN = m.Open(
 @pytest.fixture
 def lanes() -> Iterator[tuple[Lane, Lane]]:
     """A dialer's and a listener's."""
-    one, other = socket.socketpair()
-    dialer, listener = Lane(one, dialer=True), Lane(other, dialer=False)
-    dialer.deadline_s = listener.deadline_s = time.monotonic() + 5
-    with one, other:
-        yield dialer, listener
-
-
-def _both(dialer: Callable[[], Any], listener: Callable[[], Any]) -> tuple[Any, Any]:
-    """What each half returned or raised."""
-    results: list[Any] = [None, None]
-
-    def run(at: int, half: Callable[[], Any]) -> None:
-        try:
-            results[at] = half()
-        except FtxError as error:
-            results[at] = error
-
-    threads = [threading.Thread(target=run, args=item) for item in enumerate((dialer, listener))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results[0], results[1]
+    with lane_pair() as pair:
+        yield pair
 
 
 def _dial(lane: Lane, keys: dict[Method, bytes], trust: Trust = NOBODY, who: Identity = DIALER) -> Met:
@@ -90,13 +69,13 @@ STARTED = Trust("there", known=LISTENER.public)
 
 
 def test_a_key_on_both_sides(lanes: tuple[Lane, Lane]) -> None:
-    met, (peer, _, request) = _both(lambda: _dial(lanes[0], SECRET), lambda: _listen(lanes[1], SECRET))
+    met, (peer, _, request) = both(lambda: _dial(lanes[0], SECRET), lambda: _listen(lanes[1], SECRET))
     assert met == Met(LISTENER.public, unproven=False)
     assert (peer, request) == (proof.peer_id(DIALER.public), OPEN)
 
 
 def test_the_same_user_on_both_sides(lanes: tuple[Lane, Lane]) -> None:
-    met, (peer, _, request) = _both(lambda: _dial(lanes[0], {}), lambda: _listen(lanes[1], {}, DIALER))
+    met, (peer, _, request) = both(lambda: _dial(lanes[0], {}), lambda: _listen(lanes[1], {}, DIALER))
     assert met == Met(DIALER.public, unproven=False)
     assert (peer, request) == (proof.peer_id(DIALER.public), OPEN)
 
@@ -107,9 +86,7 @@ ON_FILE = Trust("there", LISTENER.public)
 def test_a_dialer_on_file(lanes: tuple[Lane, Lane]) -> None:
     """Without any credential, on either side."""
     on_file = {DIALER.public: "laptop"}
-    met, (peer, known, _) = _both(
-        lambda: _dial(lanes[0], {}, ON_FILE), lambda: _listen(lanes[1], {}, known=on_file.get)
-    )
+    met, (peer, known, _) = both(lambda: _dial(lanes[0], {}, ON_FILE), lambda: _listen(lanes[1], {}, known=on_file.get))
     assert met == Met(LISTENER.public, unproven=False)
     assert (peer, known) == (proof.peer_id(DIALER.public), "laptop")
 
@@ -120,7 +97,7 @@ def test_g7_who_is_on_file_is_so_whatever_lets_it_in(
 ) -> None:
     """Its line narrows what it may do, and rights hang on the key."""
     on_file = {DIALER.public: "laptop"}
-    _, (_, known, _) = _both(
+    _, (_, known, _) = both(
         lambda: _dial(lanes[0], keys, ON_FILE), lambda: _listen(lanes[1], keys, open_=open_, known=on_file.get)
     )
     assert known == "laptop"
@@ -130,7 +107,7 @@ def test_g7_who_says_to_be_on_file_and_is_not(lanes: tuple[Lane, Lane]) -> None:
     asked: list[bytes] = []
     posing = Identity(b"p" * 32)
     posing.public = DIALER.public
-    told, _ = _both(
+    told, _ = both(
         lambda: _dial(lanes[0], {}, ON_FILE, posing), lambda: _listen(lanes[1], {}, known=lambda key: asked.append(key))
     )
     assert "could not prove" in str(told)
@@ -138,7 +115,7 @@ def test_g7_who_says_to_be_on_file_and_is_not(lanes: tuple[Lane, Lane]) -> None:
 
 
 def test_g7_others_on_file_let_nobody_in(lanes: tuple[Lane, Lane]) -> None:
-    told, _ = _both(
+    told, _ = both(
         lambda: _dial(lanes[0], {}, ON_FILE), lambda: _listen(lanes[1], {}, known={STRANGER.public: "desk"}.get)
     )
     assert str(told) == handshake.NOT_ALLOWED
@@ -146,14 +123,14 @@ def test_g7_others_on_file_let_nobody_in(lanes: tuple[Lane, Lane]) -> None:
 
 @pytest.mark.parametrize("keys", [{}, {Method.SECRET: b"x" * 32}], ids=["none", "a wrong one"])
 def test_g7_no_key_and_a_wrong_one(lanes: tuple[Lane, Lane], keys: dict[Method, bytes]) -> None:
-    told, refused = _both(lambda: _dial(lanes[0], keys), lambda: _listen(lanes[1], SECRET))
+    told, refused = both(lambda: _dial(lanes[0], keys), lambda: _listen(lanes[1], SECRET))
     assert isinstance(refused, Refused) and not refused.from_peer
     assert isinstance(told, Refused) and told.from_peer
     assert str(told) == handshake.NOT_ALLOWED
 
 
 def test_a_one_time_key_that_came_over_ssh(lanes: tuple[Lane, Lane]) -> None:
-    met, (peer, _, _) = _both(lambda: _dial(lanes[0], SSH, STARTED), lambda: _listen(lanes[1], SSH))
+    met, (peer, _, _) = both(lambda: _dial(lanes[0], SSH, STARTED), lambda: _listen(lanes[1], SSH))
     assert met == Met(LISTENER.public, unproven=False)
     assert peer == proof.peer_id(DIALER.public)
 
@@ -163,7 +140,7 @@ def test_a_one_time_key_that_came_over_ssh(lanes: tuple[Lane, Lane]) -> None:
 def test_g7_a_far_side_lets_nobody_in_but_who_has_its_key(
     lanes: tuple[Lane, Lane], keys: dict[Method, bytes], who: Identity
 ) -> None:
-    told, refused = _both(lambda: _dial(lanes[0], keys, ANYONE, who), lambda: _listen(lanes[1], SSH, open_=True))
+    told, refused = both(lambda: _dial(lanes[0], keys, ANYONE, who), lambda: _listen(lanes[1], SSH, open_=True))
     assert isinstance(refused, Refused) and not refused.from_peer
     assert isinstance(told, Refused) and told.from_peer
 
@@ -174,7 +151,7 @@ def test_g7_only_the_far_side_that_ssh_has_started(
     lanes: tuple[Lane, Lane], keys: dict[Method, bytes], who: Identity
 ) -> None:
     """Not even this very user's receiver, nor one that has got at the key and shows another identity."""
-    told, _ = _both(
+    told, _ = both(
         lambda: _dial(lanes[0], SSH, STARTED._replace(anyone=True), who=DIALER),
         lambda: _listen(lanes[1], keys, who, open_=True),
     )
@@ -183,7 +160,7 @@ def test_g7_only_the_far_side_that_ssh_has_started(
 
 def test_g7_the_far_side_must_prove_the_key_too(lanes: tuple[Lane, Lane]) -> None:
     """It is the one that is on file, which does not count here."""
-    told, _ = _both(lambda: _dial(lanes[0], SSH, STARTED), lambda: _listen(lanes[1], {}, LISTENER, open_=True))
+    told, _ = both(lambda: _dial(lanes[0], SSH, STARTED), lambda: _listen(lanes[1], {}, LISTENER, open_=True))
     assert isinstance(told, Refused) and "ssh has started" in str(told)
 
 
@@ -191,9 +168,7 @@ def test_g7_who_says_to_be_this_user_and_is_not(lanes: tuple[Lane, Lane]) -> Non
     """It names this user's public key, and signs with its own."""
     posing = Identity(b"p" * 32)
     posing.public = LISTENER.public
-    told, refused = _both(
-        lambda: _dial(lanes[0], SECRET, ANYONE, posing), lambda: _listen(lanes[1], SECRET, open_=True)
-    )
+    told, refused = both(lambda: _dial(lanes[0], SECRET, ANYONE, posing), lambda: _listen(lanes[1], SECRET, open_=True))
     assert isinstance(refused, Refused) and not refused.from_peer
     assert "could not prove" in str(told)
 
@@ -205,7 +180,7 @@ def test_g7_a_listener_that_shows_a_key_that_it_does_not_hold(
 ) -> None:
     posing = Identity(b"p" * 32)
     posing.public = pose.public
-    dialled, heard = _both(
+    dialled, heard = both(
         lambda: _dial(lanes[0], {}, Trust("there", known, anyone=True)),
         lambda: _listen(lanes[1], {}, posing, open_=True),
     )
@@ -215,21 +190,21 @@ def test_g7_a_listener_that_shows_a_key_that_it_does_not_hold(
 
 def test_g7_a_listener_that_nothing_proves_gets_no_open(lanes: tuple[Lane, Lane]) -> None:
     """Without the user's word: refused, and not a name was said."""
-    dialled, heard = _both(lambda: _dial(lanes[0], {}), lambda: _listen(lanes[1], {}, open_=True))
+    dialled, heard = both(lambda: _dial(lanes[0], {}), lambda: _listen(lanes[1], {}, open_=True))
     assert isinstance(dialled, Unproven)
     assert dialled.public == LISTENER.public and fingerprint(LISTENER.public) in str(dialled)
     assert not isinstance(heard, tuple)
 
 
 def test_a_listener_on_first_contact_and_a_user_who_agrees(lanes: tuple[Lane, Lane]) -> None:
-    met, (peer, _, _) = _both(lambda: _dial(lanes[0], {}, ANYONE), lambda: _listen(lanes[1], {}, open_=True))
+    met, (peer, _, _) = both(lambda: _dial(lanes[0], {}, ANYONE), lambda: _listen(lanes[1], {}, open_=True))
     assert met == Met(LISTENER.public, unproven=True)
     assert peer == proof.peer_id(DIALER.public)
 
 
 def test_a_listener_that_is_on_file_needs_no_word(lanes: tuple[Lane, Lane]) -> None:
     trust = Trust("there", LISTENER.public)
-    met, _ = _both(lambda: _dial(lanes[0], {}, trust), lambda: _listen(lanes[1], {}, open_=True))
+    met, _ = both(lambda: _dial(lanes[0], {}, trust), lambda: _listen(lanes[1], {}, open_=True))
     assert met == Met(LISTENER.public, unproven=False)
 
 
@@ -237,7 +212,7 @@ def test_a_listener_that_is_on_file_needs_no_word(lanes: tuple[Lane, Lane]) -> N
 def test_g7_a_listener_whose_key_has_changed(lanes: tuple[Lane, Lane], keys: dict[Method, bytes]) -> None:
     """Also where the user says that anyone will do, and where it holds the secret: so do others."""
     trust = Trust("there", STRANGER.public, anyone=True)
-    dialled, heard = _both(lambda: _dial(lanes[0], keys, trust), lambda: _listen(lanes[1], keys, open_=True))
+    dialled, heard = both(lambda: _dial(lanes[0], keys, trust), lambda: _listen(lanes[1], keys, open_=True))
     assert type(dialled) is Refused
     assert all(text in str(dialled) for text in ("there", fingerprint(STRANGER.public), fingerprint(LISTENER.public)))
     assert not isinstance(heard, tuple)
@@ -246,7 +221,7 @@ def test_g7_a_listener_whose_key_has_changed(lanes: tuple[Lane, Lane], keys: dic
 def test_g7_a_secret_never_settles_for_less(lanes: tuple[Lane, Lane]) -> None:
     """Also where the key is on file: whoever gives a secret means one who has it."""
     trust = Trust("there", LISTENER.public, anyone=True)
-    dialled, heard = _both(lambda: _dial(lanes[0], SECRET, trust), lambda: _listen(lanes[1], {}, open_=True))
+    dialled, heard = both(lambda: _dial(lanes[0], SECRET, trust), lambda: _listen(lanes[1], {}, open_=True))
     assert isinstance(dialled, Refused)
     assert not isinstance(heard, tuple)
 
@@ -254,20 +229,20 @@ def test_g7_a_secret_never_settles_for_less(lanes: tuple[Lane, Lane]) -> None:
 @pytest.mark.parametrize("receivers", [{LISTENER.public}, {LISTENER.public, b"o" * 32}])
 def test_a_secret_of_this_receiver(lanes: tuple[Lane, Lane], receivers: set[bytes]) -> None:
     trust = Trust("there", receivers=frozenset(receivers))
-    met, _ = _both(lambda: _dial(lanes[0], SECRET, trust), lambda: _listen(lanes[1], SECRET))
+    met, _ = both(lambda: _dial(lanes[0], SECRET, trust), lambda: _listen(lanes[1], SECRET))
     assert met == Met(LISTENER.public, unproven=False)
 
 
 def test_g7_a_holder_of_the_secret_cannot_play_the_receiver(lanes: tuple[Lane, Lane]) -> None:
     trust = Trust("there", anyone=True, receivers=frozenset([b"o" * 32]))
-    dialled, heard = _both(lambda: _dial(lanes[0], SECRET, trust), lambda: _listen(lanes[1], SECRET))
+    dialled, heard = both(lambda: _dial(lanes[0], SECRET, trust), lambda: _listen(lanes[1], SECRET))
     assert isinstance(dialled, Refused) and fingerprint(LISTENER.public) in str(dialled)
     assert not isinstance(heard, tuple)
 
 
 def test_a_secret_that_the_same_user_does_not_need(lanes: tuple[Lane, Lane]) -> None:
     """It may come from a variable for all runs. Nobody else has this user's key, so nothing is settled for."""
-    met, (peer, _, _) = _both(lambda: _dial(lanes[0], SECRET), lambda: _listen(lanes[1], {}, DIALER))
+    met, (peer, _, _) = both(lambda: _dial(lanes[0], SECRET), lambda: _listen(lanes[1], {}, DIALER))
     assert met == Met(DIALER.public, unproven=False)
     assert peer == proof.peer_id(DIALER.public)
 
@@ -321,7 +296,7 @@ FAKES: dict[str, Fake] = {
 
 @pytest.mark.parametrize("fake", FAKES)
 def test_g7_a_listeners_fake_proof_gets_no_open(lanes: tuple[Lane, Lane], fake: str) -> None:
-    dialled, heard = _both(
+    dialled, heard = both(
         lambda: _dial(lanes[0], SECRET, Trust("there", LISTENER.public, anyone=True)),
         lambda: _fake_listener(lanes[1], FAKES[fake]),
     )
@@ -356,7 +331,7 @@ def test_g7_a_dialer_that_reflects_or_replays_is_refused(lanes: tuple[Lane, Lane
         )
         dialer.send(REFLECTED[what](script, swapped))
 
-    _, refused = _both(reflect, lambda: handshake.listen(listener, LISTENER, SECRET, None, open_=False))
+    _, refused = both(reflect, lambda: handshake.listen(listener, LISTENER, SECRET, None, open_=False))
     assert isinstance(refused, Refused)
 
 
@@ -388,7 +363,7 @@ def test_a_range_of_versions_with_ours_in_it(lanes: tuple[Lane, Lane]) -> None:
         script = proof.transcript(frame, theirs, encrypted=False, fingerprint=proof.NO_FINGERPRINT)
         dialer.send(m.Proof(DIALER.sign(proof.signed(Side.DIALER, script)), ()), OPEN)
 
-    _, (peer, _, request) = _both(dial, lambda: handshake.listen(listener, LISTENER, {}, None, open_=True))
+    _, (peer, _, request) = both(dial, lambda: handshake.listen(listener, LISTENER, {}, None, open_=True))
     assert (peer, request) == (proof.peer_id(DIALER.public), OPEN)
 
 
@@ -401,7 +376,7 @@ def test_two_proofs_from_a_listener(lanes: tuple[Lane, Lane]) -> None:
         listener.receive()
         listener.send(m.Proof(b"", (m.ProofItem(Method.OPEN, bytes(32)),) * 2))
 
-    dialled, _ = _both(lambda: _dial(dialer, {}, ANYONE), listen)
+    dialled, _ = both(lambda: _dial(dialer, {}, ANYONE), listen)
     assert isinstance(dialled, ProtocolError)
 
 

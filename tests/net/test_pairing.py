@@ -30,6 +30,7 @@ from ftx.protocol import messages as m
 from ftx.protocol import proof
 from ftx.protocol.messages import Method
 from ftx.protocol.session import Side
+from tests.support.lanes import both, lane_pair
 
 CODE = "4821-amber-tulip"
 DIALER, LISTENER, STRANGER = (Identity(seed * 32) for seed in (b"d", b"l", b"s"))
@@ -363,29 +364,8 @@ def test_g7_a_reflected_element_is_refused(side: Side) -> None:
 @pytest.fixture
 def lanes() -> Iterator[tuple[Lane, Lane]]:
     """A dialer's and a listener's."""
-    one, other = socket.socketpair()
-    dialer, listener = Lane(one, dialer=True), Lane(other, dialer=False)
-    dialer.deadline_s = listener.deadline_s = time.monotonic() + 5
-    with one, other:
-        yield dialer, listener
-
-
-def _both(dialer: Callable[[], Any], listener: Callable[[], Any]) -> tuple[Any, Any]:
-    """What each half returned or raised."""
-    results: list[Any] = [None, None]
-
-    def run(at: int, half: Callable[[], Any]) -> None:
-        try:
-            results[at] = half()
-        except FtxError as error:
-            results[at] = error
-
-    threads = [threading.Thread(target=run, args=item) for item in enumerate((dialer, listener))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results[0], results[1]
+    with lane_pair() as pair:
+        yield pair
 
 
 class Desk:
@@ -424,7 +404,7 @@ def _pair(lane: Lane, code: str, who: Identity = DIALER) -> bytes:
 
 
 def test_the_right_code(lanes: tuple[Lane, Lane], desk: Desk) -> None:
-    paired, heard = _both(lambda: _pair(lanes[0], desk.code), lambda: desk.listen(lanes[1]))
+    paired, heard = both(lambda: _pair(lanes[0], desk.code), lambda: desk.listen(lanes[1]))
     assert (paired, heard) == (LISTENER.public, None)
     assert desk.filed == [("laptop", DIALER.public)]
     assert desk.told == [Paired(desk.code, "laptop", fingerprint(DIALER.public), "192.0.2.7")]
@@ -435,7 +415,7 @@ def test_g7_a_wrong_code(lanes: tuple[Lane, Lane], desk: Desk, good: bool) -> No
     """Nobody learns from the answer whether there is a code."""
     if not good:
         desk.codes.withdraw(desk.code)
-    told, refused = _both(lambda: _pair(lanes[0], CODE), lambda: desk.listen(lanes[1]))
+    told, refused = both(lambda: _pair(lanes[0], CODE), lambda: desk.listen(lanes[1]))
     assert isinstance(told, WrongCode) and told.from_peer and str(told) == pairing.WRONG_CODE
     assert isinstance(refused, WrongCode)
     assert desk.filed == desk.told == []
@@ -449,7 +429,7 @@ def test_a_listener_that_does_not_pair(lanes: tuple[Lane, Lane]) -> None:
             handshake.refuse(lanes[1], error)
             raise
 
-    told, refused = _both(lambda: _pair(lanes[0], CODE), listen)
+    told, refused = both(lambda: _pair(lanes[0], CODE), listen)
     assert isinstance(told, Unsupported) and isinstance(refused, Unsupported)
 
 
@@ -459,7 +439,7 @@ def test_g7_the_peer_is_on_file_before_it_is_told(lanes: tuple[Lane, Lane], code
 
     desk = Desk(codes)
     desk.pairing = Pairing(codes, add, desk.told.append)
-    told, refused = _both(lambda: _pair(lanes[0], desk.code), lambda: desk.listen(lanes[1]))
+    told, refused = both(lambda: _pair(lanes[0], desk.code), lambda: desk.listen(lanes[1]))
     assert type(told) is type(refused) is Refused
     assert desk.told == []
     assert codes.begin() is None
@@ -525,7 +505,7 @@ def test_g7_who_changes_a_hello_on_the_way_has_one_guess(
     with one, other:
         middle = threading.Thread(target=_in_the_middle, args=(middle_up, middle_down, up, down))
         middle.start()
-        paired, _ = _both(lambda: _pair(dialer, desk.code), lambda: _listen_and_close(desk, lanes[1]))
+        paired, _ = both(lambda: _pair(dialer, desk.code), lambda: _listen_and_close(desk, lanes[1]))
         middle.join()
     if works:
         assert paired == LISTENER.public and desk.filed == [("laptop", DIALER.public)]
@@ -578,7 +558,7 @@ def test_g7_a_listener_that_has_not_the_code_is_not_believed(lanes: tuple[Lane, 
         script = proof.transcript(their_frame, our_frame, encrypted=False, fingerprint=proof.NO_FINGERPRINT)
         lane.send(FAKES[fake](exchange.key(theirs.element), script, proven))
 
-    paired, _ = _both(lambda: _pair(lanes[0], CODE), listen)
+    paired, _ = both(lambda: _pair(lanes[0], CODE), listen)
     assert type(paired) is Refused
 
 
@@ -596,7 +576,7 @@ def test_g7_the_dialer_proves_first(lanes: tuple[Lane, Lane], desk: Desk) -> Non
         except FtxError:
             dialer.shutdown()
 
-    _, refused = _both(dial, lambda: desk.listen(listener))
+    _, refused = both(dial, lambda: desk.listen(listener))
     assert [type(message) for message in heard] == [m.Hello, m.Pair]
     assert isinstance(refused, LinkLost)
 
@@ -617,7 +597,7 @@ def test_g7_an_exchange_counts_that_was_only_begun(codes: Codes) -> None:
         dialer.deadline_s = listener.deadline_s = time.monotonic() + 5
         desk.pairing._next_s = 0.0  # another test is about the pace
         with one, other:
-            _both(partial(dial, dialer), partial(desk.listen, listener))
+            both(partial(dial, dialer), partial(desk.listen, listener))
         assert codes.look(desk.code) is (Fate.GOOD if number < m.PAIR_TRIES else Fate.VOID)
 
 

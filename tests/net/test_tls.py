@@ -7,8 +7,8 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ftx.protocol import messages as m
 from ftx.protocol.manifest import DigestName
 from ftx.protocol.messages import Method, Role
 from tests.support.files import MIB, fill, same
+from tests.support.lanes import both, lane_pair
 from tests.support.local import LocalReceiver, local_send
 
 DIALER, LISTENER, RELAY = (Identity(bytes([number]) * 32) for number in (1, 2, 3))
@@ -37,35 +38,10 @@ def credentials(tmp_path: Path) -> Credentials:
     return tls.listening(tmp_path, LISTENER)
 
 
-def pair() -> tuple[Lane, Lane]:
-    """A dialer's and a listener's lane, connected."""
-    one, other = socket.socketpair()
-    return Lane(one, dialer=True), Lane(other, dialer=False)
-
-
-def both(dialer: Callable[[], Any], listener: Callable[[], Any]) -> tuple[Any, Any]:
-    """What each half returned or raised."""
-    found: list[Any] = [None, None]
-
-    def run(at: int, half: Callable[[], Any]) -> None:
-        try:
-            found[at] = half()
-        except FtxError as error:
-            found[at] = error
-
-    threads = [threading.Thread(target=run, args=item) for item in enumerate((dialer, listener))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found[0], found[1]
-
-
 @pytest.fixture
 def lanes() -> Iterator[tuple[Lane, Lane]]:
-    dialer, listener = pair()
-    with closing(dialer), closing(listener):
-        yield dialer, listener
+    with lane_pair() as pair:
+        yield pair
 
 
 @pytest.fixture
@@ -214,7 +190,6 @@ def test_g7_a_relay_with_a_certificate_of_its_own_is_found(credentials: Credenti
     """It passes on all that both say, decrypted and encrypted again; neither side takes the other for the right one."""
     (tmp_path / "relay").mkdir()
     own = tls.listening(tmp_path / "relay", RELAY)
-    (dialer, inner), (outer, listener) = pair(), pair()
 
     def forward(source: Lane, sink: Lane) -> None:
         buffer = memoryview(bytearray(65536))
@@ -224,21 +199,22 @@ def test_g7_a_relay_with_a_certificate_of_its_own_is_found(credentials: Credenti
         source.shutdown()
         sink.shutdown()
 
-    def relay() -> None:
-        with closing(inner), closing(outer):
-            inner.encrypt(*own)
-            outer.encrypt(tls.dialing())
-            threads = [threading.Thread(target=forward, args=ends) for ends in ((inner, outer), (outer, inner))]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+    def relay(inner: Lane, outer: Lane) -> None:
+        inner.encrypt(*own)
+        outer.encrypt(tls.dialing())
+        threads = [threading.Thread(target=forward, args=ends) for ends in ((inner, outer), (outer, inner))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
 
-    middle = threading.Thread(target=relay)
-    middle.start()
-    with closing(dialer), closing(listener):
+    with lane_pair() as (dialer, inner), lane_pair() as (outer, listener):
+        middle = threading.Thread(target=relay, args=(inner, outer))
+        middle.start()
         told, refused = both(lambda: dial(dialer, plain=False), lambda: listen(listener, credentials))
-    middle.join()
+        for lane in (dialer, listener):
+            lane.shutdown()
+        middle.join()
     assert isinstance(refused, Refused) and "could not prove" in str(refused)
     assert isinstance(told, Refused | LinkLost)
 
