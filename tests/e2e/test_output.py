@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -181,10 +182,11 @@ def test_G11_ctrl_c(shm: Path) -> None:
     """Within a second, with a message that says what is kept and how to go on."""
     source = fill(shm / "file", 48 * MIB)
     asked: list[float] = []
-    with Receiver(shm) as receiver, Proxy(receiver.port) as proxy:
+    started: Future[Process] = Future()
+    stop = Call(20 * MIB, lambda: (asked.append(time.monotonic()), started.result().signal(signal.SIGINT)))
+    with Receiver(shm) as receiver, Proxy(receiver.port, up=[stop, Stall(20 * MIB)]) as proxy:
         with sender(shm, source, proxy.port, json_lines=False) as process:
-            stop = Call(20 * MIB, lambda: (asked.append(time.monotonic()), process.signal(signal.SIGINT)))
-            proxy.up_faults = [stop, Stall(20 * MIB)]
+            started.set_result(process)
             assert process.wait() == 130
             assert time.monotonic() - asked[0] < 1.5  # with the end of Python itself
         assert process.err.splitlines()[-1] == (

@@ -10,6 +10,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import pytest
 from ftx.storage import journal
 from tests.support.files import MIB, digest, fill, journals, overwrite, partials, same, settled
 from tests.support.local import LocalReceiver, local_send
-from tests.support.process import Receiver, send, sender
+from tests.support.process import Process, Receiver, send, sender
 from tests.support.proxy import Call, Cut, Flip, Proxy, Stall
 
 BIG = 96 * MIB
@@ -79,18 +80,18 @@ def test_G2_sigkill_of_a_gibibyte(shm: Path, victim: str, seed: int) -> None:
 
 def _kill_and_resume(base: Path, source: Path, victim: str, at: int) -> None:
     size = source.stat().st_size
-    with Receiver(base) as receiver, Proxy(receiver.port) as proxy:
-        with sender(base, source, proxy.port, "--retry-for", "0") as first:
+    first: Future[Process] = Future()
 
-            def kill() -> None:
-                if victim != "receiver":
-                    first.kill()
-                if victim != "sender":
-                    receiver.kill()
+    def kill() -> None:
+        if victim != "receiver":
+            first.result().kill()
+        if victim != "sender":
+            receiver.kill()
 
-            # The sender is not connected before it knows the port, and it knows it only now.
-            proxy.up_faults = [Call(at, kill)]
-            assert first.wait() == (3 if victim == "receiver" else -signal.SIGKILL)
+    with Receiver(base) as receiver, Proxy(receiver.port, up=[Call(at, kill)]) as proxy:
+        with sender(base, source, proxy.port, "--retry-for", "0") as process:
+            first.set_result(process)
+            assert process.wait() == (3 if victim == "receiver" else -signal.SIGKILL)
         assert not (receiver.into / source.name).exists()
         with Receiver(base) if victim != "sender" else receiver as survivor:
             proxy.target = ("127.0.0.1", survivor.port)
@@ -108,8 +109,11 @@ def test_G2_many_kills(shm: Path, big: Path) -> None:
     rng = random.Random(7)
     with Receiver(shm) as receiver, Proxy(receiver.port) as proxy:
         for _ in range(3):
+            started: Future[Process] = Future()
+            at = rng.randrange(12 * MIB, 18 * MIB)
+            proxy.forget(up=[Call(at, lambda started=started: started.result().kill())])
             with sender(shm, big, proxy.port, "--retry-for", "0") as process:
-                proxy.forget(up=[Call(rng.randrange(12 * MIB, 18 * MIB), process.kill)])
+                started.set_result(process)
                 assert process.wait() == -signal.SIGKILL
         proxy.forget()
         last = send(shm, big, proxy.port)
@@ -125,10 +129,11 @@ def test_G2_many_kills(shm: Path, big: Path) -> None:
 def test_G11_a_sender_is_told_to_stop(shm: Path, big: Path, number: int) -> None:
     """It leaves within a second, with 128 + the signal, and says what is kept."""
     asked: list[float] = []
-    with Receiver(shm) as receiver, Proxy(receiver.port) as proxy:
+    started: Future[Process] = Future()
+    stop = Call(40 * MIB, lambda: (asked.append(time.monotonic()), started.result().signal(number)))
+    with Receiver(shm) as receiver, Proxy(receiver.port, up=[stop, Stall(40 * MIB)]) as proxy:
         with sender(shm, big, proxy.port) as first:
-            stop = Call(40 * MIB, lambda: (asked.append(time.monotonic()), first.signal(number)))
-            proxy.up_faults = [stop, Stall(40 * MIB)]
+            started.set_result(first)
             assert first.wait() == 128 + number
             assert time.monotonic() - asked[0] < 1.5  # with the end of its process
             assert "kept" in first.finished["message"] and "again" in first.finished["message"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ftx.net import handshake
 from ftx.transfer import events
 from tests.support.files import MIB, fill, same
 from tests.support.local import LocalReceiver, local_send
-from tests.support.process import Receiver, send, sender
+from tests.support.process import Process, Receiver, send, sender
 from tests.support.proxy import Call, Cut, Freeze, HalfClose, Proxy, Stall
 
 SIZE = 48 * MIB
@@ -168,9 +169,11 @@ def test_a_superseded_run_that_did_not_hear_it_does_not_take_over_in_turn(shm: P
 def test_a_ghost_is_evicted_at_once(shm: Path) -> None:
     """A killed sender's connection stays open and silent, as a lost router leaves it; the next run does not wait."""
     source = fill(shm / "file", SIZE)
-    with Receiver(shm) as receiver, Proxy(receiver.port) as proxy:
+    started: Future[Process] = Future()
+    faults = [Call(20 * MIB, lambda: started.result().kill()), Freeze(20 * MIB)]
+    with Receiver(shm) as receiver, Proxy(receiver.port, up=faults) as proxy:
         with sender(shm, source, proxy.port) as first:
-            proxy.up_faults = [Call(20 * MIB, first.kill), Freeze(20 * MIB)]
+            started.set_result(first)
             assert first.wait() == -9
         again = send(shm, source, receiver.port)
         assert again.wait() == 0, again.err

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -973,18 +974,18 @@ def test_G1_G2_sigkill(base: Path, heavy: Path, victim: str, lanes: int) -> None
     total = size_of(snapshot(heavy))
     at = random.Random(f"{victim} {lanes}").randrange(24 * MIB, 40 * MIB) // (1 if lanes == 1 else lanes)
     options = ("--lanes", str(lanes), "--retry-for", "0")
-    with Receiver(base) as receiver, Proxy(receiver.port, on=None) as proxy:
-        with sender(base, heavy, proxy.port, *options) as first:
+    first: Future[Process] = Future()
 
-            def kill() -> None:
-                if victim != "receiver":
-                    first.kill()
-                if victim != "sender":
-                    receiver.kill()
+    def kill() -> None:
+        if victim != "receiver":
+            first.result().kill()
+        if victim != "sender":
+            receiver.kill()
 
-            # The sender is not connected before it knows the port, and it knows it only now.
-            proxy.up_faults = [Call(at, kill)]
-            assert first.wait() == (3 if victim == "receiver" else -signal.SIGKILL)
+    with Receiver(base) as receiver, Proxy(receiver.port, up=[Call(at, kill)], on=None) as proxy:
+        with sender(base, heavy, proxy.port, *options) as process:
+            first.set_result(process)
+            assert process.wait() == (3 if victim == "receiver" else -signal.SIGKILL)
             proxy.up_faults = []
         _nothing_half_done(heavy, receiver.into / "tree")
         with Receiver(base) if victim != "sender" else receiver as survivor:
@@ -1009,8 +1010,11 @@ def test_G1_G2_sigkill_of_any_tree(base: Path, seed: int) -> None:
     total = size_of(snapshot(top))
     with Receiver(base) as receiver, Proxy(receiver.port, on=None) as proxy:
         for _ in range(2):
+            started: Future[Process] = Future()
+            at = rng.randrange(200, total // 3)
+            proxy.up_faults = [Call(at, lambda started=started: started.result().kill())]
             with sender(base, top, proxy.port, "--lanes", "1", "--retry-for", "0") as process:
-                proxy.up_faults = [Call(rng.randrange(200, total // 3), process.kill)]
+                started.set_result(process)
                 assert process.wait() in (0, -signal.SIGKILL)  # nothing may be left to do
             _nothing_half_done(top, receiver.into / "tree")
         proxy.up_faults = []
