@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from itertools import chain, groupby
 
 from ftx.errors import DestinationError, Exists, FtxError, NoSpace
@@ -96,18 +97,18 @@ def _publish_in(
 ) -> list[tuple[Whole, bytes | FtxError]]:
     """Those of a group that belong to the folder ``above``; with ``sync`` their names are made durable."""
     results: list[tuple[Whole, bytes | FtxError]] = []
-    try:
-        parts = components(above)
-        with disk.destination_errors(above):
-            folder = root.folder(parts, make=True)
-    except FtxError as error:
-        return [(whole, error) for whole in wholes]
-    with folder:
-        try:
-            folder.make_writable()
-        except OSError as error:
-            return [(whole, disk.destination_error(whole.entry.path, error)) for whole in wholes]
+    with ExitStack() as stack:
         with scratch.turn:
+            try:
+                parts = components(above)
+                with disk.destination_errors(above):
+                    folder = stack.enter_context(root.folder(parts, make=True))
+            except FtxError as error:
+                return [(whole, error) for whole in wholes]
+            try:
+                folder.make_writable()
+            except OSError as error:
+                return [(whole, disk.destination_error(whole.entry.path, error)) for whole in wholes]
             for whole in wholes:
                 path = whole.entry.path
                 scratch.placing = whole

@@ -7,9 +7,9 @@ receiver left, and anybody may remove it.
 G5: one sync stands for all of them only where such a sync is known to report what went wrong.
 
 Several threads of a session have to do with these files, in bursts of many short system calls. Each burst holds the
-session's turn (``Scratch.turn``): so no file is used by two threads at once, and the interpreter is not handed over at
-every call, which would take half as long again as the work. Nobody waits for room while it has the turn, nor for a
-sync; but for that of a single file, where each is synced and too many are open.
+session's turn (``Scratch.turn``), with all that belongs to it: so no file is used by two threads at once, and the
+interpreter is not handed over at every call, which would take half as long again as the work. Nobody waits for room
+while it has the turn, nor for a sync; but for that of a single file, where each is synced and too many are open.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class Scratch:
     def __init__(self, root: Root, *, durable: bool) -> None:
         self._root = root
         self._durable = durable
-        self.turn = threading.Lock()
+        self.turn = threading.RLock()
         self.over = False
         self.placing: Whole | None = None
         self._folder: Folder | None = None

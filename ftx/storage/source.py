@@ -193,6 +193,8 @@ class Source:
 
     def rest(self) -> None:
         """Nothing more is to be read for now: close it, as soon as nobody reads. Waits for nobody who does."""
+        if self._fd < 0 and not self._users:
+            return  # as nearly always where files are small; whoever is about to open it calls this when it is done
         with self._place.lock:
             self._resting = True
             unused = self._unused()

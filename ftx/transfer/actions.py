@@ -57,7 +57,7 @@ class SendChunk(NamedTuple):
 
 
 class SendSmall(NamedTuple):
-    """Read each of these small files whole, report it with ``Plan.small_read``, send it as a final DATA."""
+    """Read each of these small files whole, report all with ``Plan.small_read``, send each as a final DATA."""
 
     entries: tuple[int, ...]
 

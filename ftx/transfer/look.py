@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable, Sequence, Set
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import TypeGuard
 
 from ftx.errors import DestinationError, FtxError, NoSpace
@@ -155,19 +155,22 @@ class Looker:
         Args:
             at_once: LATER for what needs more than a look: a partial may be in use, or be opened, for long.
         """
-        try:
-            if self._top:
-                self._make_top()
-            with disk.destination_errors(entries[0].path):
-                left = self._store.left()
-            target = Target(self._root, entries[0].path.rpartition(b"/")[0])
-        except FtxError as error:
-            return [(entry.id, Reject(error.wire, str(error))) for entry in entries]
-        with target:
+        with ExitStack() as stack:
             with nullcontext() if self._searches else self._under_way.scratch.turn:
+                try:
+                    if self._top:
+                        self._make_top()
+                    with disk.destination_errors(entries[0].path):
+                        left = self._store.left()
+                    target = stack.enter_context(Target(self._root, entries[0].path.rpartition(b"/")[0]))
+                except FtxError as error:
+                    return [(entry.id, Reject(error.wire, str(error))) for entry in entries]
                 reasons = [self._reason(target, entry) for entry in entries]
+                small = self._claimed(target, entries, reasons, left)
+            if len(small) == len(entries):
+                self._under_way.add_small(small)
+                return [(entry.id, FRESH) for entry in entries]
             found: list[tuple[int, Verdict]] = []
-            small = self._claimed(target, entries, reasons, left)
             try:
                 for entry, reason in zip(entries, reasons, strict=True):
                     if entry.id in small:

@@ -99,7 +99,7 @@ class Offers:
                 item.sent += outcome.sent
                 self._late.add(item.source.folder)
                 self._again.append(item)
-            elif not self._comes_again(item):
+            elif not (self._late or item.offers > 1) or not self._comes_again(item):
                 ended.append((item, outcome))
         return ended
 

@@ -42,6 +42,7 @@ from ftx.transfer.sending import Need, Sending, Small
 DIGESTS_STEP = 16
 #: Small files that one job sends.
 SMALL_STEP = 32
+_DURABLE = int(m.ReceiptFlags.DURABLE)  # arithmetic with the flags themselves takes longer than all else of a receipt
 
 
 #: What is offered, the chunks of it that are holes, and the digests that are known of it.
@@ -161,15 +162,17 @@ class Plan:
         with self._lock:
             return [entry_id for entry_id in entry_ids if isinstance(self._live.get(entry_id), Small)]
 
-    def small_read(self, entry_id: int, digest: bytes) -> bool:
-        """A small file was read, found unchanged, and is on its way with its FINISH. False if it is not to be sent."""
+    def small_read(self, read: Sequence[tuple[int, bytes]]) -> list[bool]:
+        """Small files were read and found unchanged: (entry, digest). Whether each is to be sent, with its FINISH."""
+        wanted = []
         with self._lock:
-            live = self._live.get(entry_id)
-            if not isinstance(live, Small):
-                return False
-            live.digest = digest
-            live.state = State.FINISHED
-            return True
+            for entry_id, digest in read:
+                live = self._live.get(entry_id)
+                wanted.append(isinstance(live, Small))
+                if isinstance(live, Small):
+                    live.digest = digest
+                    live.state = State.FINISHED
+        return wanted
 
     def chunk_read(self, entry_id: int, index: int, digest: bytes) -> None:
         """A chunk was read from the source.
@@ -272,7 +275,7 @@ class Plan:
                 case m.Refuse():
                     return [outcome for refusal in message.items if (outcome := self._refuse(refusal))]
                 case m.Receipt():
-                    return [outcome for receipt in message.items if (outcome := self._receipt(receipt))]
+                    return self._receipts(message.items)
                 case m.Pause():
                     self._pause(message)
                 case m.Resume():
@@ -378,25 +381,33 @@ class Plan:
         self._owed += withdrawn
         return self._end(sending, "withdrawn" if withdrawn else "failed", code=item.code, message=item.message)
 
-    def _receipt(self, item: m.ReceiptItem) -> Outcome | None:
-        live = self._live.get(item.entry)
+    def _receipts(self, items: Sequence[m.ReceiptItem]) -> list[Outcome]:
+        """The small ones, of which there may be millions, in one go."""
+        ended: list[Outcome] = []
+        for item in items:
+            entry_id, flags, root = item
+            live = self._live.get(entry_id)
+            if isinstance(live, Small) and live.digest is not None:
+                entry = live.entry
+                if root != root_of_one(self.digest, live.digest, entry.size):
+                    raise ProtocolError(f"a receipt for entry {entry_id} with another root digest")
+                self.done += 1
+                del self._live[entry_id]
+                ended.append(Outcome(entry, "done", 0, "", root, bool(flags & _DURABLE), entry.size))
+            elif (outcome := self._receipt(item, live)) is not None:
+                ended.append(outcome)
+        return ended
+
+    def _receipt(self, item: m.ReceiptItem, live: Sending | Small | None) -> Outcome | None:
         if live is not None and live.state is State.OFFERED and live.entry.kind is Kind.FILE:
             raise ProtocolError(f"a receipt for entry {item.entry}, of which nothing was sent")
-        durable = bool(item.flags & m.ReceiptFlags.DURABLE)
-        if isinstance(live, Small) and live.digest is not None:
-            size = live.entry.size
-            if item.root != root_of_one(self.digest, live.digest, size):
-                raise ProtocolError(f"a receipt for entry {item.entry} with another root digest")
-            self.done += 1
-            del self._live[item.entry]
-            return Outcome(live.entry, "done", root=item.root, durable=durable, sent=size)
         sending = self._step(item.entry, Type.RECEIPT)
         if sending is None:
             return None
         if item.root != sending.digests.root():
             raise ProtocolError(f"a receipt for entry {item.entry} with another root digest")
         self.done += 1
-        return self._end(sending, "done", root=item.root, durable=durable)
+        return self._end(sending, "done", root=item.root, durable=bool(item.flags & _DURABLE))
 
     def _end(self, sending: Sending, state: str, *, code: int = 0, message: str = "",
              root: bytes = b"", durable: bool = False) -> Outcome:  # fmt: skip

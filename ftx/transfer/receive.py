@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from itertools import groupby
 from operator import methodcaller
 from typing import Any, assert_never
@@ -25,6 +26,7 @@ from ftx.storage.partial import DIRTY_BYTES, Partial, PartialStore
 from ftx.storage.scratch import Scratch, Whole
 from ftx.transfer import events
 from ftx.transfer.actions import (
+    SMALL,
     Action,
     Commit,
     Compare,
@@ -256,7 +258,8 @@ class ReceiveSession:
                 case m.Folder():
                     with self._out:
                         unsaid = sum(len(said.items) for said in self._outbox if isinstance(said, ANSWERS))
-                    self._act(self.ledger.receive(message, unsaid))
+                    with self._under_way.scratch.turn:
+                        self._act(self.ledger.receive(message, unsaid))
                 case m.Bye():
                     actions = self.ledger.receive(message)
                     self._crew.end()  # before the answer: whoever has it may close any lane
@@ -267,24 +270,35 @@ class ReceiveSession:
 
     def _chunks(self, chunks: Sequence[tuple[m.Data, memoryview]]) -> None:
         """Verify and write what has arrived, and tell the ledger of all of it at once."""
-        small: list[Chunk] = []
         left: list[tuple[Chunk, DestinationError | None]] = []
         actions: list[Action] = []
-        for (data, payload), where in zip(chunks, self.ledger.begin([data for data, _ in chunks]), strict=True):
-            if where is None:
-                continue
-            # G4: what was damaged on the way is never written.
-            if _XXH3(payload) != data.digest:
-                actions += self.ledger.damaged(where, data.index)
-            elif isinstance(where, Small):
-                small.append((where, data, payload))
-            else:
-                left.append(((where, data, payload), None))
-        try:
-            written = self._write_small(small, left) if small else []
-            for (where, data, payload), error in left:
+        written: list[tuple[Receiving | Small, int, bytes]] = []
+        with self._under_way.scratch.turn if chunks[0][0].length <= SMALL else nullcontext():
+            full = self._full()
+            for (data, payload), where in zip(chunks, self.ledger.begin([data for data, _ in chunks]), strict=True):
+                if where is None:
+                    continue
+                # G4: what was damaged on the way is never written.
+                if _XXH3(payload) != data.digest:
+                    actions += self.ledger.damaged(where, data.index)
+                    continue
+                whole = self._under_way.get(data.entry) if isinstance(where, Small) else None
+                if full is not None or not isinstance(whole, Whole):
+                    left.append(((where, data, payload), full))
+                    continue
                 try:
-                    if self._put(where.entry, methodcaller("write", data.index, payload), error):
+                    whole.write(data.index, payload)
+                except OSError as error:
+                    left.append(((where, data, payload), disk.destination_error(where.entry.path, error)))
+                else:
+                    written.append((where, data.index, self._kept_digest(data, payload)))
+            if not left:
+                self._act(actions + self.ledger.written(written))
+                return
+        try:
+            for (where, data, payload), problem in left:
+                try:
+                    if self._put(where.entry, methodcaller("write", data.index, payload), problem):
                         written.append((where, data.index, self._kept_digest(data, payload)))
                 except DestinationError as failure:
                     actions += self.ledger.fail(data.entry, failure.wire, str(failure))
@@ -300,27 +314,14 @@ class ReceiveSession:
         """A chunk's digest by the session's name for it."""
         return data.digest if self._digest is DigestName.XXH3_128 else self._digest.function(payload)
 
-    def _write_small(
-        self, chunks: Sequence[Chunk], left: list[tuple[Chunk, DestinationError | None]]
-    ) -> list[tuple[Receiving | Small, int, bytes]]:
-        """Write these, each of which is a whole file; what is written. What went wrong goes into ``left``."""
-        written: list[tuple[Receiving | Small, int, bytes]] = []
-        with self._under_way.scratch.turn:
-            for chunk in chunks:
-                where, data, payload = chunk
-                whole = self._under_way.get(data.entry)
-                if not isinstance(whole, Whole):
-                    continue  # it has ended meanwhile
-                try:
-                    self._store.check_reserve()
-                    whole.write(data.index, payload)
-                except NoSpace as error:
-                    left.append((chunk, error))
-                except OSError as error:
-                    left.append((chunk, disk.destination_error(where.entry.path, error)))
-                else:
-                    written.append((where, data.index, self._kept_digest(data, payload)))
-        return written
+    def _full(self) -> DestinationError | None:
+        """Why nothing may be written now without waiting."""
+        try:
+            with disk.destination_errors(b""):
+                self._store.check_reserve()
+        except DestinationError as error:
+            return error
+        return None
 
     def _put(
         self, entry: Entry, write: Callable[[Partial | Whole], None], error: DestinationError | None = None

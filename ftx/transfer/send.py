@@ -7,10 +7,11 @@ reports.
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import compress
 from typing import assert_never
 
 from ftx.errors import FtxError, Interrupted, LinkLost, PeerSilent, SourceChanged, SourceError, from_wire
@@ -25,7 +26,7 @@ from ftx.transfer.actions import SMALL, AnswerDigests, CheckSource, HashChunk, J
 from ftx.transfer.crew import Crew, Stop
 from ftx.transfer.feed import Feed, Item
 from ftx.transfer.offers import Offers
-from ftx.transfer.plan import Offer, Plan
+from ftx.transfer.plan import SMALL_STEP, Offer, Plan
 
 TICK_S = 0.1
 LEAVE_S = 1.0
@@ -73,7 +74,7 @@ class SendSession:
         self._on_outcome = on_outcome
         self._timeout_s = timeout_s
         self._offers = Offers(plan)
-        self._outcomes: queue.SimpleQueue[tuple[Item | Odd, Outcome | None]] = queue.SimpleQueue()
+        self._outcomes: deque[tuple[Item | Odd, Outcome | None]] = deque()
         self._wake = threading.Condition()  # covers the offers, too; never held while anything is waited for
         self._last_word: m.Error | None = None
         self._quiet = threading.Event()  # lane 1's writer has said its last
@@ -126,19 +127,16 @@ class SendSession:
             raise LinkLost("the session is over")
 
     def _report(self) -> None:
-        while True:
-            try:
-                self._on_outcome(*self._outcomes.get_nowait())
-            except queue.Empty:
-                return
+        while self._outcomes:
+            self._on_outcome(*self._outcomes.popleft())
 
     def _tell(self, item: Item | Odd, outcome: Outcome | None = None) -> None:
         """Have it reported by the caller's thread. Never waits: an outcome must not be lost when the session ends."""
-        self._outcomes.put((item, outcome))
+        self._outcomes.append((item, outcome))
 
     def _let_tell(self) -> None:
         """Before anything more can end: wait for the caller's thread if it has fallen far behind (G8)."""
-        while self._outcomes.qsize() >= MAX_UNTOLD:
+        while len(self._outcomes) >= MAX_UNTOLD:
             self._check_going_on()
             time.sleep(TICK_S)
 
@@ -253,8 +251,7 @@ class SendSession:
                 raise from_wire(message.code, message.message)
             with self._wake:
                 ended = self._offers.receive(message)
-                for item, outcome in ended:
-                    self._tell(item, outcome)
+                self._outcomes.extend(ended)
                 self._wake.notify_all()
             for item, _ in ended:
                 item.source.rest()
@@ -399,29 +396,39 @@ class _Writer:
                 assert_never(job)
 
     def _send_small(self, job: SendSmall) -> None:
-        if not self._buffer:
-            self._buffer = memoryview(bytearray(SMALL))
-        name = self._plan.digest
-        function = name.function
+        if len(self._buffer) < SMALL_STEP * SMALL:
+            self._buffer = memoryview(bytearray(SMALL_STEP * SMALL))
+        function = self._plan.digest.function
         begun = self._plan.small_begun(job.entries)
+        read: list[tuple[int, bytes, memoryview]] = []
+        at = 0
         for entry_id, source in zip(begun, self._session.sources(begun), strict=True):
             if source is None:
                 continue
             try:
-                payload = source.read_small(self._buffer)
+                payload = source.read_small(self._buffer[at:])
             except SourceError as error:
                 self._session.failed(entry_id, error)
                 continue
-            digest = function(payload) if payload else b""
-            # Noted before it is sent: its receipt may be here before the call that sends it returns.
-            if not self._plan.small_read(entry_id, digest):
-                continue
+            at += len(payload)
+            read.append((entry_id, function(payload) if payload else b"", payload))
+            if time.monotonic() - self._lane.last_sent_s >= m.PING_S:  # nothing must wait for a slow disk
+                self._queue_small(read)
+                self._keep_alive()
+                read = []
+        self._queue_small(read)
+
+    def _queue_small(self, read: Sequence[tuple[int, bytes, memoryview]]) -> None:
+        """Send small files that were read, with their FINISH: (entry, digest, contents)."""
+        name = self._plan.digest
+        # Noted before it is sent: its receipt may be here before the call that sends it returns.
+        wanted = self._plan.small_read([(entry_id, digest) for entry_id, digest, _ in read])
+        for entry_id, digest, payload in compress(read, wanted):
             if not payload:
                 self._say(m.Finish(entry_id, root_of_one(name, b"", 0)))
                 continue
             transit = digest if name is DigestName.XXH3_128 else DigestName.XXH3_128.function(payload)
             self._lane.queue_data(m.Data(entry_id, 0, transit, len(payload), final=True), payload)
-            self._keep_alive()  # what is queued must not wait for a slow disk
 
     def _send_chunk(self, source: Source, job: SendChunk) -> None:
         payload, digest = self._read_chunk(source, job.entry, job.index)

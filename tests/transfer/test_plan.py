@@ -852,7 +852,7 @@ def small_sent(plan: Plan, *entries: int) -> None:
     assert take(plan) == SendSmall(entries)
     assert plan.small_begun(entries) == list(entries)
     for entry_id in entries:
-        assert plan.small_read(entry_id, digest_of(0))
+        assert plan.small_read([(entry_id, digest_of(0))]) == [True]
 
 
 @pytest.mark.usefixtures("small")
@@ -948,8 +948,8 @@ def test_g10_a_small_file_is_given_up_like_any_other(taken: bool) -> None:
     if not taken:
         assert take(plan) == SendSmall((1, 2))
     assert plan.small_begun((1, 2)) == [2]
-    assert not plan.small_read(1, digest_of(0))
-    assert plan.small_read(2, digest_of(0))
+    assert plan.small_read([(1, digest_of(0))]) == [False]
+    assert plan.small_read([(2, digest_of(0))]) == [True]
     assert take(plan) is None
     (outcome,) = plan.receive(refuse(1, m.WITHDRAWN))
     assert outcome.state == "withdrawn"
@@ -963,7 +963,7 @@ def test_a_small_file_that_the_receiver_ended_meanwhile_is_not_sent() -> None:
     assert take(plan) == SendSmall((1, 2))
     plan.receive(refuse(1, 50))
     assert plan.small_begun((1, 2)) == [2]
-    assert not plan.small_read(1, digest_of(0))
+    assert plan.small_read([(1, digest_of(0))]) == [False]
 
 
 @pytest.mark.usefixtures("small")
@@ -1013,7 +1013,7 @@ def test_an_empty_file_is_small_too() -> None:
     offer(plan, 0)
     plan.receive(m.WantAll((1,)))
     assert take(plan) == SendSmall((1,))
-    assert plan.small_read(1, b"")
+    assert plan.small_read([(1, b"")]) == [True]
     with pytest.raises(ProtocolError, match="root digest"):
         plan.receive(receipt(1, root_of(1)))
     (outcome,) = plan.receive(receipt(1, root_of(0)))

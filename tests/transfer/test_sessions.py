@@ -475,7 +475,7 @@ class World:
             if pin is Pin.CHANGED or (pin is Pin.REREAD and not again_same):
                 self.give_up(entry_id)
                 continue
-            if not self.plan.small_read(entry_id, self.hash(data) if data else b""):
+            if self.plan.small_read([(entry_id, self.hash(data) if data else b"")]) == [False]:
                 continue
             yield
             self.events["small"] += 1

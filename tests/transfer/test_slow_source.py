@@ -300,7 +300,7 @@ def test_g8_the_scan_waits_for_whoever_reports_what_it_found(shm: Path, monkeypa
 
     def tell(session: send.SendSession, *args: Any) -> None:
         real(session, *args)
-        waiting.append(session._outcomes.qsize())
+        waiting.append(len(session._outcomes))
 
     monkeypatch.setattr(send.SendSession, "_tell", tell)
     with LocalReceiver(shm) as receiver:
