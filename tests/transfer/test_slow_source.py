@@ -306,7 +306,7 @@ def test_g8_the_scan_waits_for_whoever_reports_what_it_found(shm: Path, monkeypa
     with LocalReceiver(shm) as receiver:
         slowly = lambda event: isinstance(event, events.EntryEnded) and slow()  # noqa: E731
         assert local_send(shm, shm / "tree", receiver.port, on_event=slowly).code == 0
-    assert len(waiting) == 21
+    assert len(waiting) == 20
     assert max(waiting) == 5
 
 
