@@ -66,7 +66,8 @@ def publish_group(
     with scratch.turn:
         for whole in wholes:
             try:
-                whole.complete()
+                if not whole.there:
+                    whole.complete()
             except OSError as error:
                 failure = disk.destination_error(whole.entry.path, error)
                 if isinstance(failure, NoSpace):
@@ -140,7 +141,8 @@ def _publish_one(scratch: Scratch, whole: Whole, folder: Folder, name: bytes, po
     if entry.kind is not Kind.FOLDER:
         name = _place(whole.name, scratch.folder(), folder, name, policy, entry)
         whole.there = False
-        whole.close()
+        if whole.fd >= 0:
+            whole.close()
         return name
     ours = policy is Policy.REPLACE
     try:

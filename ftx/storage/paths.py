@@ -144,7 +144,8 @@ class Folder:
 
     def note(self, name: bytes) -> None:
         """Something is called ``name`` from here on."""
-        self._learn(name)
+        if self._folds is None:
+            self._learn(name)
         if self._names is not None:
             self._names.add(name)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from ftx.storage import disk
 from ftx.storage.paths import is_reserved
 from ftx.storage.source import Place, Source
 
+_ENCODING = sys.getfilesystemencoding()
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK | os.O_CLOEXEC
 _SPECIAL = {
     stat.S_IFSOCK: "a socket",
@@ -118,6 +120,8 @@ def walk(
 
 def _entry(place: Place, path: bytes, folder: bytes, name: bytes, info: os.stat_result, *, follow: bool) -> Found:
     """One name as what is found under it."""
+    if stat.S_ISREG(info.st_mode) and len(folder) + 1 + len(name) <= MAX_PATH and not is_reserved(name):
+        return Source(place, path, folder, name, info, follow=follow)  # so nearly all of them
     target = folder + b"/" + name if folder else name
     if what := _SPECIAL.get(stat.S_IFMT(info.st_mode)):
         return Odd(target, f"{what} is not sent")
@@ -193,7 +197,7 @@ def _files(place: Place, level: _Level, levels: list[_Level]) -> Iterator[Found]
             if (seen.st_dev, seen.st_ino) != (level.info.st_dev, level.info.st_ino):
                 raise SourceChanged(f"{disk.show(shown)}: another folder took its place")
             with disk.source_errors(shown):
-                names = sorted(map(os.fsencode, os.listdir(fd)))
+                names = sorted([name.encode(_ENCODING, "surrogateescape") for name in os.listdir(fd)])
             above = level.path + b"/" if level.path else b""
             for name in names:
                 try:

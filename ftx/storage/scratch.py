@@ -38,6 +38,7 @@ GROUP_LEAST = 8
 GROUP_SLOW_S = 1.0
 #: Files that are kept open until they are synced, where each is synced.
 MAX_OPEN = 64
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL
 
 
 class Whole:
@@ -107,7 +108,7 @@ class Whole:
             self.there = True
             disk.set_link_times(self.name, entry.mtime_ns, folder=folder)
             return
-        fd = disk.open_at(self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600, folder=folder)
+        fd = disk.open_at(self.name, _NEW, 0o600, folder=folder)
         self.there = True
         try:
             if payload:

@@ -20,6 +20,8 @@ from ftx.storage import disk
 #: A ctime younger than this when it is looked at may hide a change in the same tick of the file system's clock.
 TRUSTED_AGE_NS = 2_000_000_000
 
+_FOLLOW = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+_NOFOLLOW = _FOLLOW | os.O_NOFOLLOW
 _KINDS = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.FOLDER, stat.S_IFLNK: Kind.SYMLINK}
 
 
@@ -88,7 +90,8 @@ class Source:
         self._young = False
         if kind is Kind.FILE:
             size = info.st_size
-            self._young = time.time_ns() - max(info.st_ctime_ns, info.st_mtime_ns) < TRUSTED_AGE_NS
+            changed_ns = info.st_ctime_ns if info.st_ctime_ns > info.st_mtime_ns else info.st_mtime_ns
+            self._young = time.time_ns() - changed_ns < TRUSTED_AGE_NS
             if not self._young:
                 tag = source_tag(place.identity, info.st_ino, info.st_ctime_ns)
         elif kind is Kind.SYMLINK:
@@ -173,7 +176,7 @@ class Source:
         # Only now that it is read: an offer costs no descriptor. What is opened must be what was offered, so a link
         # that is swapped in above it changes nothing.
         with disk.source_errors(self.path):
-            fd = os.open(self._path, self._flags, dir_fd=self._place.fd)
+            fd = os.open(self._path, _FOLLOW if self._follow else _NOFOLLOW, dir_fd=self._place.fd)
             try:
                 now = os.fstat(fd)
                 grew = now.st_ino == self._info.st_ino and now.st_size > self._info.st_size
@@ -254,7 +257,7 @@ class Source:
         """
         view = buffer[: self.offered.size]
         try:
-            fd = os.open(self._path, self._flags, dir_fd=self._place.fd)
+            fd = os.open(self._path, _FOLLOW if self._follow else _NOFOLLOW, dir_fd=self._place.fd)
             try:
                 done = disk.read_at(fd, view, 0)
                 now = os.fstat(fd)
@@ -272,10 +275,6 @@ class Source:
             with disk.source_errors(self.path):
                 raise error
         raise SourceChanged(f"{disk.show(self.path)}: it changed while it was being sent")
-
-    @property
-    def _flags(self) -> int:
-        return os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if self._follow else os.O_NOFOLLOW)
 
     def check(self) -> Pin:
         """Whether it is still what was offered."""

@@ -443,9 +443,10 @@ class SendRun:
         if state == "done" and not outcome.durable and not self._warned:
             self._warned = True
             self._emit(events.Warn("the receiver does not wait for its disk: a power cut there may undo this"))
-        kind = source.offered.kind
-        self._count(state, source.offered.size, sent, reused, error, file=kind is not Kind.FOLDER)
-        self._ended.kept += state == "skipped" and outcome.message == KEPT
+        offered = source.offered
+        kind = offered.kind
+        self._count(state, offered.size, sent, reused, error, file=kind is not Kind.FOLDER)
+        self._ended.kept += outcome.message == KEPT
         if error is None and not self._options.tell_all:
             return
         has_digest = outcome.root and kind is Kind.FILE

@@ -114,12 +114,13 @@ def _next(ready: deque[Item | Found], more: Iterator[Found], most: int) -> list[
     first = _pull(ready, more)
     if not isinstance(first, Item):
         return first
-    items, size = [first], 0
-    while len(items) < min(most, BATCH) and size < BATCH_BYTES:
+    items, size, folder = [first], 0, first.source.folder
+    most = min(most, BATCH)
+    while len(items) < most and size < BATCH_BYTES:
         following = _pull(ready, more)
         if following is None:
             break
-        if not isinstance(following, Item) or following.source.folder != first.source.folder:
+        if not isinstance(following, Item) or following.source.folder != folder:
             ready.appendleft(following)
             break
         items.append(following)

@@ -456,7 +456,8 @@ class Ledger:
         """These are published, under these paths; their receipts may go (G5)."""
         receipts = []
         after: list[Action] = []
-        flags = m.ReceiptFlags.DURABLE if durable else 0
+        ended: dict[bytes, int] = {}
+        flags = int(m.ReceiptFlags.DURABLE) if durable else 0
         with self._lock:
             for entry_id, path in published:
                 live = self._live[entry_id]
@@ -465,7 +466,10 @@ class Ledger:
                 if path != live.entry.path:
                     live.entry = live.entry._replace(path=path)
                 receipts.append(m.ReceiptItem(entry_id, flags, live.root))
-                after += self._end(live, "done", root=live.root, durable=durable)
+                ended[live.folder] = ended.get(live.folder, 0) + 1
+                self._count_ended(live, "done", root=live.root, durable=durable)
+            for folder, count in ended.items():
+                after += self._outside(folder, count)
         said = [
             Say(m.Receipt(tuple(receipts[at : at + m.MAX_ANSWERS]))) for at in range(0, len(receipts), m.MAX_ANSWERS)
         ]
@@ -614,6 +618,11 @@ class Ledger:
 
     def _end(self, receiving: Receiving | Small, state: str, *, code: int = 0, message: str = "",
              root: bytes = b"", durable: bool = False) -> list[Action]:  # fmt: skip
+        self._count_ended(receiving, state, code=code, message=message, root=root, durable=durable)
+        return self._outside(receiving.folder, 1)
+
+    def _count_ended(self, receiving: Receiving | Small, state: str, *, code: int = 0, message: str = "",
+                     root: bytes = b"", durable: bool = False) -> None:  # fmt: skip
         del self._live[receiving.entry.id]
         if state != "failed" and receiving.entry.kind is not Kind.FOLDER:
             self.files += 1
@@ -624,4 +633,3 @@ class Ledger:
             else:
                 sent, reused = receiving.received, receiving.grid.bytes_in(receiving.held)
             self._ended.append(Outcome(receiving.entry, state, code, message, root, durable, sent, reused))
-        return self._outside(receiving.folder, 1)

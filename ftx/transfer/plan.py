@@ -42,6 +42,7 @@ from ftx.transfer.sending import Need, Sending, Small
 DIGESTS_STEP = 16
 #: Small files that one job sends.
 SMALL_STEP = 32
+_SAME = m.SkipReason.SAME
 _DURABLE = int(m.ReceiptFlags.DURABLE)  # arithmetic with the flags themselves takes longer than all else of a receipt
 
 
@@ -271,7 +272,7 @@ class Plan:
                 case m.AskDigests():
                     self._ask(message)
                 case m.Skip():
-                    return [outcome for skip in message.items if (outcome := self._skip(skip))]
+                    return self._skips(message.items)
                 case m.Refuse():
                     return [outcome for refusal in message.items if (outcome := self._refuse(refusal))]
                 case m.Receipt():
@@ -355,12 +356,21 @@ class Plan:
         sending.asks.append(AnswerDigests(message.entry, message.digest, message.first, stop))
         self._file(sending)
 
+    def _skips(self, items: Sequence[m.SkipItem]) -> list[Outcome]:
+        """The small ones that are there already in one go, as in ``_receipts``."""
+        ended: list[Outcome] = []
+        for item in items:
+            entry_id, reason = item
+            live = self._live.get(entry_id)
+            if isinstance(live, Small) and live.state is State.OFFERED and reason is _SAME:
+                self.skipped += 1
+                del self._live[entry_id]
+                ended.append(Outcome(live.entry, "skipped", 0, "", b"", False, 0, live.entry.size))
+            elif (outcome := self._skip(item)) is not None:
+                ended.append(outcome)
+        return ended
+
     def _skip(self, item: m.SkipItem) -> Outcome | None:
-        live = self._live.get(item.entry)
-        if isinstance(live, Small) and live.state is State.OFFERED and item.reason is m.SkipReason.SAME:
-            self.skipped += 1
-            del self._live[item.entry]
-            return Outcome(live.entry, "skipped", reused=live.entry.size)
         sending = self._step(item.entry, Type.SKIP)
         if sending is None:
             return None
