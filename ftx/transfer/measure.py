@@ -15,7 +15,16 @@ import threading
 import time
 from collections import deque
 
-from ftx.errors import DestinationError, FtxError, IntegrityError, PeerSilent, ProtocolError, Refused, from_wire
+from ftx.errors import (
+    DestinationError,
+    FtxError,
+    IntegrityError,
+    PeerSilent,
+    ProtocolError,
+    Refused,
+    Superseded,
+    from_wire,
+)
 from ftx.net.lane import Lane
 from ftx.options import ReceiveOptions
 from ftx.protocol import messages as m
@@ -34,6 +43,8 @@ TICK_S = 0.1
 SYNC_TICK_S = 0.02
 LEAVE_S = 4.0
 LAST_WORD_S = 0.5
+#: A session that was superseded is a ghost, mostly, and its successor waits.
+GHOST_S = 0.3
 #: The file has this part of what is free at most: sessions that keep what they get have more right to it.
 SHARE = 4
 
@@ -146,7 +157,7 @@ class MeasureSession:
             self._last_word = m.Error(error.wire, str(error))
             self._out.notify_all()
         if self._quiet.wait(LAST_WORD_S):
-            self._lane.drain(m.DRAIN_S)
+            self._lane.drain(GHOST_S if isinstance(error, Superseded) else m.DRAIN_S)
 
     # --- read ---
 
