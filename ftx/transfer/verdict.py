@@ -76,8 +76,10 @@ def judge(path: Sequence[Figures], disk: Sequence[Figures], source: float | None
     verdict = Verdict(_of_path(best), best.rate, best.lanes)
     if disk:
         written = fewest(disk)
-        if written.rate < best.rate * SLOWER:
-            verdict = Verdict(_of_disk(written), written.rate, written.lanes)
+        limit = _of_disk(written)
+        # Where neither the disk nor a processor explains it, the network was slower then: it varies.
+        if written.rate < best.rate * SLOWER and limit is not Limit.NETWORK:
+            verdict = Verdict(limit, written.rate, written.lanes)
     if source is not None and source < verdict.rate * SAME:
         # So many as bring what the disk can read; more only cost.
         enough = [figures for figures in disk or path if figures.rate >= source]

@@ -27,8 +27,8 @@ CASES: dict[str, tuple[Sequence[Figures], Sequence[Figures], float | None, Limit
         [step(1, 5), step(3, 10), step(4, 15)],
         500, Limit.NETWORK, 15, 4,
     ),
-    "a network beside which the disk is a little slower by chance": (
-        [step(1, 100, 0.3, 0.3)], [step(1, 80, 0.3, 0.3, 0.05)], 500, Limit.NETWORK, 80, 1,
+    "a network that was slower while the disk was measured": (
+        [step(1, 100, 0.3, 0.3)], [step(1, 40, 0.3, 0.3, 0.05)], 500, Limit.NETWORK, 100, 1,
     ),
     "a slow disk at the receiver": (
         [step(1, 110, 0.3, 0.3), step(3, 112, 0.3, 0.3)],
