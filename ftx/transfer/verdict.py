@@ -15,6 +15,8 @@ from enum import Enum
 
 #: Threads that are so busy with something are held up by it. A chunk is in one hand at a time, so no share reaches 1.
 BUSY = 0.75
+#: Both sides together: so each waited for the other in turn, and next to never for what is between them.
+IN_TURN = 1.1
 #: At the disk for so long, while writing makes the path slower: the disk is why.
 AT_DISK = 0.15
 #: A rate that differs by less is the same: two looks at one path differ by as much.
@@ -101,7 +103,7 @@ def more_help(steps: Sequence[Figures]) -> bool:
 
 def _of_path(figures: Figures) -> Limit:
     ours, theirs = figures.sender_processor, figures.receiver_processor
-    if max(ours, theirs) < BUSY:
+    if max(ours, theirs) < BUSY and ours + theirs < IN_TURN:
         return Limit.NETWORK
     return Limit.SENDER_PROCESSOR if ours >= theirs else Limit.RECEIVER_PROCESSOR
 

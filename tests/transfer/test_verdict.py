@@ -60,6 +60,9 @@ CASES: dict[str, tuple[Sequence[Figures], Sequence[Figures], float | None, Limit
     "a processor of the sender": (
         [step(1, 400, 0.97, 0.6)], [step(1, 390, 0.95, 0.5, 0.1)], 5000, Limit.SENDER_PROCESSOR, 400, 1,
     ),
+    "two sides that wait for each other in turn": (
+        [step(1, 190, 0.6, 0.66)], [step(1, 70, 0.47, 0.68, 0.27)], 900, Limit.RECEIVER_PROCESSOR, 70, 1,
+    ),
     "both on one machine, of which the sender does more": (
         [step(1, 400, 0.97, 0.9)], [], None, Limit.SENDER_PROCESSOR, 400, 1,
     ),
