@@ -442,7 +442,7 @@ class Measured(NamedTuple):
 
     ``room``: bytes that its file may have; ``clock_ns``: when it counted, by a clock of its own; ``bytes``: of payload
     that it has verified. Where the time went: ``waiting_ns`` for bytes to arrive, ``processor_ns`` on a processor or in
-    the queue for one, ``disk_ns`` at the disk.
+    the queue for one, ``disk_ns`` for the disk.
     """
 
     room: int

@@ -236,7 +236,7 @@ class Measured(Event):
     """Bench: one step. ``step`` is ``"path"``, ``"receiver_disk"`` or ``"sender_disk"``; ``rate`` is bytes a second.
 
     Shares, from 0 to 1, are of the time of the threads that carry the data: on a processor or in the queue for one,
-    waiting for bytes, at the disk. ``sent_again`` is the share of packets. What is not known is None. The lanes of a
+    waiting for bytes, for the disk. ``sent_again`` is the share of packets. What is not known is None. The lanes of a
     ``sender_disk`` are its readers.
     """
 

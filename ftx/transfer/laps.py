@@ -52,8 +52,10 @@ class Laps:
         self.processor_ns += self._lap()[0]
 
     def disk(self) -> None:
-        """This lap was at the disk."""
-        self.disk_ns += self._lap()[0]
+        """What this lap did not need a processor for, it waited for the disk. A copy into memory is no disk."""
+        wall, processor = self._lap()
+        self.processor_ns += processor
+        self.disk_ns += wall - processor
 
     def _lap(self) -> tuple[int, int]:
         """Nanoseconds since the last lap: all of them, and those on a processor or in its queue."""

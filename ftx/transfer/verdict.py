@@ -17,7 +17,7 @@ from enum import Enum
 BUSY = 0.75
 #: Both sides together: so each waited for the other in turn, and next to never for what is between them.
 IN_TURN = 1.1
-#: At the disk for so long, while writing makes the path slower: the disk is why.
+#: Waiting for the disk for so long, while writing makes the path slower: the disk is why.
 AT_DISK = 0.15
 #: A rate that differs by less is the same: two looks at one path differ by as much.
 SAME = 0.9
@@ -42,7 +42,7 @@ class Figures:
         lanes: of the session.
         rate: bytes a second that were verified by the receiver; and written, if it wrote.
         sender_processor, receiver_processor: on a processor, or in the queue for one.
-        receiver_disk: at the disk.
+        receiver_disk: waiting for the disk.
     """
 
     lanes: int
