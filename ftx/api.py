@@ -6,14 +6,16 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ftx.options import Exists, InviteOptions, PairOptions, ReceiveOptions, SendOptions, checked, sources
+from ftx.options import BenchOptions, Exists, InviteOptions, PairOptions, ReceiveOptions, SendOptions, checked, sources
 from ftx.transfer.crew import Stop
 from ftx.transfer.events import (
+    BenchFinished,
     Code,
     EntryEnded,
     Event,
     Finished,
     Listening,
+    Measured,
     OnEvent,
     Paired,
     Paused,
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from ftx.transfer.registry import Receiver
 
 __all__ = [
+    "BenchFinished",
+    "BenchOptions",
     "Code",
     "EntryEnded",
     "Event",
@@ -37,6 +41,7 @@ __all__ = [
     "Finished",
     "InviteOptions",
     "Listening",
+    "Measured",
     "OnEvent",
     "PairOptions",
     "Paired",
@@ -52,6 +57,7 @@ __all__ = [
     "Start",
     "Stop",
     "Warn",
+    "bench",
     "invite",
     "pair",
     "send",
@@ -90,6 +96,29 @@ def send(
     from ftx.transfer import dialer  # here, and the receiver below: neither side loads the other's
 
     return dialer.run(checked("paths", sources, paths), options, on_event or _ignore, stop or Stop(), confirm, code)
+
+
+def bench(
+    options: BenchOptions,
+    *,
+    on_event: OnEvent | None = None,
+    stop: Stop | None = None,
+    confirm: Callable[[str, str], bool] | None = None,
+    code: str | Callable[[], str | None] | None = None,
+) -> BenchFinished:
+    """Measure the path to a receiver and tell what limits a transfer. Nothing is left on either side.
+
+    Args:
+        options: where to, and with what.
+        on_event: called for every event, ``Measured`` among them, from the calling thread only.
+        stop, confirm, code: as for ``send``.
+
+    Returns:
+        The last event. ``code`` is 0 if everything was measured, and ``limit`` says what limits then.
+    """
+    from ftx.transfer import bench as measuring  # here, as below
+
+    return measuring.run(options, on_event or _ignore, stop or Stop(), confirm, code)
 
 
 def pair(

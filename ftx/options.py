@@ -246,17 +246,14 @@ class CommonOptions(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SendOptions(CommonOptions):
-    """What a sender is told.
+class CallOptions(CommonOptions):
+    """What is told to whoever calls a receiver.
 
     Attributes:
         host: name or address of the receiver; with ``ssh`` ``[USER@]HOST``.
-        lanes: connections to use, 1 to 64; 0: ftx chooses.
         folder: where to put the files below the receiver's ``--dir``; empty for ``--dir`` itself. With ``ssh`` it is
             absolute or relative to the far user's home folder.
-        retry_for_s: give up on a broken link after so many seconds without progress; 0: do not retry.
         accept_new: take an ``--open`` receiver that proves nothing.
-        digest: the digest of chunks and receipts.
         ssh: start the receiver over ssh. Its port, and what lets this side in, come that way: ``port`` does not
             count, and ``secret_file`` and ``accept_new`` are refused.
         rsh: the command for that, and its options.
@@ -265,24 +262,17 @@ class SendOptions(CommonOptions):
 
     host: str
     folder: str = ""
-    lanes: int = 0
-    retry_for_s: float = 300.0
     accept_new: bool = False
-    digest: DigestName = DigestName.XXH3_128
     ssh: bool = False
     rsh: tuple[str, ...] = ("ssh",)
     remote_ftx: str = "ftx"
 
-    #: ``--retry-for`` travels in 32 bits.
     CHECKS: ClassVar[Mapping[str, Check]] = {
         **CommonOptions.CHECKS,
         "port": number(1, 65535, whole=True),
         "host": text,
         "folder": relative,
-        "lanes": number(0, MAX_LANES, whole=True),
-        "retry_for_s": number(0, 2**32 - 1, " seconds"),
         "accept_new": truth,
-        "digest": DigestName,
         "ssh": truth,
         "rsh": command,
         "remote_ftx": text,
@@ -299,6 +289,51 @@ class SendOptions(CommonOptions):
 
     def checks(self) -> Mapping[str, Check]:
         return {**self.CHECKS, **self.OVER_SSH} if self.ssh else self.CHECKS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendOptions(CallOptions):
+    """What a sender is told.
+
+    Attributes:
+        lanes: connections to use, 1 to 64; 0: ftx chooses.
+        retry_for_s: give up on a broken link after so many seconds without progress; 0: do not retry.
+        digest: the digest of chunks and receipts.
+    """
+
+    lanes: int = 0
+    retry_for_s: float = 300.0
+    digest: DigestName = DigestName.XXH3_128
+
+    #: ``--retry-for`` travels in 32 bits.
+    CHECKS: ClassVar[Mapping[str, Check]] = {
+        **CallOptions.CHECKS,
+        "lanes": number(0, MAX_LANES, whole=True),
+        "retry_for_s": number(0, 2**32 - 1, " seconds"),
+        "digest": DigestName,
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchOptions(CallOptions):
+    """What is told to whoever measures the path to a receiver.
+
+    Attributes:
+        lanes: connections to measure with, at most.
+        dir: the folder whose disk the files come from.
+        step_s: seconds that each step measures; it takes half as long again to come up to speed.
+    """
+
+    lanes: int = 4
+    dir: Path = field(default_factory=Path)
+    step_s: float = 2.0
+
+    CHECKS: ClassVar[Mapping[str, Check]] = {
+        **CallOptions.CHECKS,
+        "lanes": number(1, MAX_LANES, whole=True),
+        "dir": path,
+        "step_s": number(0.1, 5, " seconds"),
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

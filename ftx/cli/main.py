@@ -20,6 +20,7 @@ COMMANDS = {
     "receive": "Wait for senders and take what they send.",
     "send": "Send files and folders to a machine that runs `ftx receive`.",
     "pair": "Let a sender in by a code, once and for all.",
+    "bench": "Measure what limits the path to a receiver.",
     "demo": "Show a kill and a resume on this machine.",
     "status": "Show what is unfinished below a destination.",
     "peers": "Show and change who may send here, and which receivers you trust.",

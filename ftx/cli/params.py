@@ -6,10 +6,12 @@ Rules: what a value may be is said in ``ftx.options``, for Python programs too; 
 from __future__ import annotations
 
 import ipaddress
+import shlex
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from ftx.cli.main import version_option
 from ftx.options import Check, far_folder, login, relative
@@ -175,3 +177,59 @@ def options_of_both(checks: Mapping[str, Check], port_help: str) -> Callable[[F]
         return function
 
     return decorate
+
+
+#: What is for receivers that run already.
+NOT_OVER_SSH = ("port", "secret_file", "accept_new", "plain", "code_fd")
+
+
+def remote(context: click.Context, parameter: click.Parameter, text: Any) -> Any:
+    """Callback of ``REMOTE``: what it means hangs on ``--ssh`` and ``--rsh``."""
+    over_ssh = context.params["ssh"] or context.params["rsh"]
+    return checked(parse_login if over_ssh else parse_remote)(context, parameter, text)
+
+
+def options_of_callers(checks: Mapping[str, Check]) -> Callable[[F], F]:
+    """The options of whoever calls a receiver, beside those of both, as one decorator."""
+    options = [
+        click.option("--accept-new", is_flag=True, help="Trust a receiver on first contact, and remember its key."),
+        click.option(
+            "--ssh", is_flag=True, is_eager=True, help="Start the receiver over ssh; REMOTE is as scp has it."
+        ),
+        click.option(
+            "--rsh",
+            is_eager=True,
+            callback=checked(lambda text: checks["rsh"](shlex.split(text))),
+            metavar="COMMAND",
+            help="What to use for ssh, with its options; implies --ssh.  [default: ssh]",
+        ),
+        click.option(
+            "--remote-ftx",
+            default="ftx",
+            callback=checked(checks["remote_ftx"]),
+            metavar="PATH",
+            show_default=True,
+            help="With --ssh: the program ftx there.",
+        ),
+        code_option,
+    ]
+
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def starts_over_ssh(context: click.Context) -> bool:
+    """Whether the receiver is started over ssh.
+
+    Raises:
+        click.UsageError: with an option for one that runs already.
+    """
+    over_ssh = bool(context.params["ssh"] or context.params["rsh"] is not None)
+    for name in NOT_OVER_SSH if over_ssh else ():
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} is for receivers that run already, not for --ssh")
+    return over_ssh

@@ -21,6 +21,7 @@ from typing import Any, TextIO
 from ftx.cli.main import BUG
 from ftx.protocol.messages import DEFAULT_PORT
 from ftx.transfer.events import (
+    BenchFinished,
     Code,
     EntryEnded,
     Event,
@@ -448,7 +449,9 @@ class Report:
     def _finish(self, event: Finished) -> None:
         self.finished = True
         self._display.close()
-        if not isinstance(event, PairFinished) and (event.code == 0 or event.files or event.failed or event.bytes_sent):
+        if not isinstance(event, (BenchFinished, PairFinished)) and (
+            event.code == 0 or event.files or event.failed or event.bytes_sent
+        ):
             self.say(summary(event, "received" if self._receiving else "sent"))
         if event.code != 0:
             bug = f": {BUG}" if event.code == 1 and BUG not in event.message else ""

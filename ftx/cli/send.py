@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import Path
-from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from ftx.cli import params
 from ftx.cli.main import CONTEXT
@@ -16,18 +13,11 @@ from ftx.cli.params import Remote
 from ftx.options import SendOptions
 
 CHECKS = SendOptions.CHECKS
-#: What is for receivers that run already.
-NOT_OVER_SSH = ("port", "secret_file", "accept_new", "plain", "code_fd")
-
-
-def _remote(context: click.Context, parameter: click.Parameter, text: Any) -> Any:
-    over_ssh = context.params["ssh"] or context.params["rsh"]
-    return params.checked(params.parse_login if over_ssh else params.parse_remote)(context, parameter, text)
 
 
 @click.command(context_settings=CONTEXT)
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(readable=False))
-@click.argument("remote", metavar="REMOTE", callback=_remote)
+@click.argument("remote", metavar="REMOTE", callback=params.remote)
 @params.options_of_both(CHECKS, "TCP port of the receiver.")
 @click.option(
     "--retry-for",
@@ -45,24 +35,7 @@ def _remote(context: click.Context, parameter: click.Parameter, text: Any) -> An
     metavar="N",
     help="Connections to use, 1 to 64; the receiver may grant fewer.  [default: chosen by the distance]",
 )
-@click.option("--accept-new", is_flag=True, help="Trust a receiver on first contact, and remember its key.")
-@click.option("--ssh", is_flag=True, is_eager=True, help="Start the receiver over ssh; REMOTE is as scp has it.")
-@click.option(
-    "--rsh",
-    is_eager=True,
-    callback=params.checked(lambda text: CHECKS["rsh"](shlex.split(text))),
-    metavar="COMMAND",
-    help="What to use for ssh, with its options; implies --ssh.  [default: ssh]",
-)
-@click.option(
-    "--remote-ftx",
-    default="ftx",
-    callback=params.checked(CHECKS["remote_ftx"]),
-    metavar="PATH",
-    show_default=True,
-    help="With --ssh: the program ftx there.",
-)
-@params.code_option
+@params.options_of_callers(CHECKS)
 @click.pass_context
 def send(
     context: click.Context,
@@ -104,10 +77,7 @@ def send(
     for on a terminal; once is enough. If it is interrupted, run the same command again: it resumes. Every option can
     also be a variable of the environment: FTX_SEND_PORT=9000 is --port 9000.
     """
-    over_ssh = ssh or rsh is not None
-    for name in NOT_OVER_SSH if over_ssh else ():
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{name.replace('_', '-')} is for receivers that run already, not for --ssh")
+    over_ssh = params.starts_over_ssh(context)
 
     # Here and not above: help and wrong usage need none of it.
     from ftx import api

@@ -43,7 +43,8 @@ QUEUE_BYTES = 256 * 1024
 #: every PING part of a body that never ends, and the link would seem alive for ever.
 ALIVE_BYTES = 4096
 TICK_S = 0.1
-_TCPI_RTT = 68  #: where ``struct tcp_info`` of Linux has the round trip, in microseconds
+#: Where ``struct tcp_info`` of Linux has the round trip, in microseconds, and packets sent: again, and with data.
+_TCPI_RTT, _TCPI_SENT_AGAIN, _TCPI_SENT = 68, 100, 156
 
 
 class Lane:
@@ -260,15 +261,22 @@ class Lane:
     @property
     def round_trip_s(self) -> float:
         """Seconds to the peer and back, as TCP has measured it; 0 where the system does not tell."""
+        return self._tcp_info(_TCPI_RTT) / 1e6
+
+    @property
+    def packets(self) -> tuple[int, int]:
+        """Packets that were sent again, and all that were sent with data; 0 where the system does not tell."""
+        return self._tcp_info(_TCPI_SENT_AGAIN), self._tcp_info(_TCPI_SENT)
+
+    def _tcp_info(self, at: int) -> int:
+        """A number of the kernel's ``struct tcp_info``; 0 where there is none."""
         if not hasattr(socket, "TCP_INFO"):
-            return 0.0
+            return 0
         try:
-            info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+            info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, at + 4)
         except OSError:
-            return 0.0
-        if len(info) < _TCPI_RTT + 4:
-            return 0.0
-        return float(int.from_bytes(info[_TCPI_RTT : _TCPI_RTT + 4], sys.byteorder)) / 1e6
+            return 0
+        return int.from_bytes(info[at : at + 4], sys.byteorder) if len(info) == at + 4 else 0
 
     def _enlarge(self, size: int) -> None:
         self._buffer = self._buffer + bytes(max(0, size - len(self._buffer)))

@@ -322,6 +322,9 @@ LAYOUTS: dict[int, tuple[type, tuple[Field, ...]]] = {
     Type.RESUME: (m.Resume, ()),
     Type.BYE: (m.Bye, (U64, U64, U64)),
     Type.ERROR: (m.Error, (U16, MESSAGE)),
+    Type.STEP: (m.Step, (U64, U8, U64)),
+    Type.SAMPLE: (m.Sample, ()),
+    Type.MEASURED: (m.Measured, (U64, U64, U64, U64, U64, U64)),
 }
 TYPE_OF: dict[type, Type] = {cls: Type(type_) for type_, (cls, _) in LAYOUTS.items()} | {m.Data: Type.DATA}
 

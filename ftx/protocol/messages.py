@@ -29,6 +29,8 @@ MAX_ASKS = 16  #: ASK_DIGESTS that may be unanswered for one entry
 INITIAL_WINDOW = 64  #: entries that a sender may offer before OPENED has told it the window
 MAX_REPAIRS = 3  #: times that one chunk is sent again because its digest was wrong
 MAX_OFFERS = 5  #: times that one changing source is offered
+MEASURE_S = 120  #: how long a session that only measures may last
+MEASURE_BYTES = 2**30  #: of the file that it writes, at most
 WITHDRAWN = 0  #: code in CANCEL and REFUSE: no failure, the entry is offered anew under another id
 
 #: AES-GCM keys bear about 2**24.5 records (RFC 8446, section 5.5).
@@ -80,6 +82,10 @@ class Type(IntEnum):
     BYE = 0x3E
     ERROR = 0x3F
 
+    STEP = 0x50
+    SAMPLE = 0x51
+    MEASURED = 0x52
+
 
 GREASE_FIRST = 0xE0
 GREASE_LAST = 0xEF
@@ -112,6 +118,9 @@ MAX_BODY: dict[int, int] = {
     Type.RESUME: 0,
     Type.BYE: 24,
     Type.ERROR: 2_048,
+    Type.STEP: 17,
+    Type.SAMPLE: 0,
+    Type.MEASURED: 48,
 }
 MAX_UNKNOWN_BODY = 65_536  #: of an optional frame that is skipped
 
@@ -125,6 +134,7 @@ class Mode(IntEnum):
     """What a session is for."""
 
     TRANSFER = 0
+    MEASURE = 1  #: nothing is kept: how fast is the path?
 
 
 class Method(IntEnum):
@@ -152,6 +162,12 @@ class ReceiptFlags:
     """Bits of a receipt's flags."""
 
     DURABLE = 0x01  #: a power cut cannot take the entry back (G5)
+
+
+class StepFlags:
+    """Bits of STEP's flags."""
+
+    DISK = 0x01  #: what arrives is written to the disk
 
 
 class Tlv(NamedTuple):
@@ -406,6 +422,37 @@ class Error(NamedTuple):
     message: str
 
 
+class Step(NamedTuple):
+    """Sender, measuring: from here on DATA is of step ``number``. ``flags`` are ``StepFlags``.
+
+    ``bytes``: of payload that it has sent so far, all of which are to have arrived before.
+    """
+
+    number: int
+    flags: int
+    bytes: int
+
+
+class Sample(NamedTuple):
+    """Sender, measuring: how far is the receiver?"""
+
+
+class Measured(NamedTuple):
+    """Receiver, measuring: what it has counted since the session began. Times are of all its reading threads together.
+
+    ``room``: bytes that its file may have; ``clock_ns``: when it counted, by a clock of its own; ``bytes``: of payload
+    that it has verified. Where the time went: ``waiting_ns`` for bytes to arrive, ``processor_ns`` on a processor or in
+    the queue for one, ``disk_ns`` for the disk.
+    """
+
+    room: int
+    clock_ns: int
+    bytes: int
+    waiting_ns: int
+    processor_ns: int
+    disk_ns: int
+
+
 class Unknown(NamedTuple):
     """An optional frame that this version does not know. Receivers drop it; its bytes were checked."""
 
@@ -439,4 +486,7 @@ Message = (
     | Resume
     | Bye
     | Error
+    | Step
+    | Sample
+    | Measured
 )

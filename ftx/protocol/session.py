@@ -1,4 +1,4 @@
-"""Who may say what when, as two literal tables: the order of frames on a lane, and the states of an entry.
+"""Who may say what when, as literal tables: the order of frames on a lane, the states of an entry, and of a measuring.
 
 Two rules, taken from h11. Everything about order lives here and in the tables; no other module keeps a
 flag of its own. And nothing here knows which side it runs on: both sides apply the same tables to what
@@ -10,7 +10,7 @@ from __future__ import annotations
 from enum import Enum
 
 from ftx.errors import ProtocolError
-from ftx.protocol.messages import Role, Type
+from ftx.protocol.messages import Mode, Role, Type
 
 # --- The order of frames on a lane ---------------------------------------------------------------------
 
@@ -66,6 +66,14 @@ LANE: dict[tuple[Side, Phase], dict[Type, Phase]] = {
     (Side.RECEIVER, _B): {Type.PING: _B, Type.ERROR: _E},
 }  # fmt: skip
 
+#: The same where a session measures (``Mode.MEASURE``): its control lane. All else is as above.
+MEASURING_LANE: dict[tuple[Side, Phase], dict[Type, Phase]] = {
+    (Side.SENDER, _C): {
+        Type.STEP: _C, Type.SAMPLE: _C, Type.DATA: _C, Type.PING: _C, Type.BYE: _E, Type.ERROR: _E,
+    },
+    (Side.RECEIVER, _C): {Type.MEASURED: _C, Type.PING: _C, Type.BUSY: _C, Type.BYE: _E, Type.ERROR: _E},
+}  # fmt: skip
+_ORDERS = {Mode.TRANSFER: LANE, Mode.MEASURE: LANE | MEASURING_LANE}
 
 #: The phases in which it counts who dialled; in the others the roles count.
 HANDSHAKE = frozenset({Phase.START, Phase.GREETED, Phase.PAIRING, Phase.PROVEN})
@@ -78,13 +86,15 @@ class LaneOrder:
         self._us = self._our_role = Side.DIALER if dialer else Side.LISTENER
         self._them = self._their_role = Side.LISTENER if dialer else Side.DIALER
         self._sent = self._received = Phase.START
+        self._order = LANE
 
-    def opened(self, our_role: Role) -> None:
-        """OPEN or ATTACH was said, so who is sender is known.
+    def opened(self, our_role: Role, mode: Mode = Mode.TRANSFER) -> None:
+        """OPEN or ATTACH was said, so who is sender is known, and what for. A lane that attaches need not know that.
 
         Each direction goes by it once its own handshake is over: what does not depend on an answer is said
         without waiting for it.
         """
+        self._order = _ORDERS[mode]
         sender = our_role is Role.SENDER
         self._our_role = Side.SENDER if sender else Side.RECEIVER
         self._their_role = Side.RECEIVER if sender else Side.SENDER
@@ -116,10 +126,9 @@ class LaneOrder:
         """The peer has said its last word: the end of its bytes is no accident."""
         return self._received is Phase.ENDED
 
-    @staticmethod
-    def _step(side: Side, phase: Phase, type_: Type) -> Phase:
+    def _step(self, side: Side, phase: Phase, type_: Type) -> Phase:
         try:
-            return LANE[side, phase][type_]
+            return self._order[side, phase][type_]
         except KeyError:
             raise ProtocolError(f"{type_.name} from the {side.value} is out of order ({phase.value})") from None
 
@@ -174,3 +183,40 @@ def next_state(entry: int, state: State, type_: Type) -> State:
         return ENTRY[state][type_]
     except KeyError:
         raise ProtocolError(f"{type_.name} for entry {entry} makes no sense ({state.value})") from None
+
+
+# --- The states of a measuring -------------------------------------------------------------------------
+
+
+class Measuring(Enum):
+    """Where a session that measures stands between the two sides."""
+
+    __hash__ = object.__hash__
+
+    IDLE = "idle"  #: no STEP yet; next BEGINNING
+    BEGINNING = "beginning"  #: STEP was said: what belongs to the step before still arrives; next RUNNING
+    RUNNING = "running"  #: MEASURED has answered; next BEGINNING or SAMPLED
+    SAMPLED = "sampled"  #: SAMPLE was said; next RUNNING
+
+
+#: State -> {message: next state}. One question at a time is open, and it never stops the DATA of its own step.
+MEASURING: dict[Measuring, dict[Type, Measuring]] = {
+    Measuring.IDLE: {Type.STEP: Measuring.BEGINNING},
+    Measuring.BEGINNING: {Type.DATA: Measuring.BEGINNING, Type.MEASURED: Measuring.RUNNING},
+    Measuring.RUNNING: {
+        Type.DATA: Measuring.RUNNING, Type.SAMPLE: Measuring.SAMPLED, Type.STEP: Measuring.BEGINNING,
+    },
+    Measuring.SAMPLED: {Type.DATA: Measuring.SAMPLED, Type.MEASURED: Measuring.RUNNING},
+}  # fmt: skip
+
+
+def next_measuring(state: Measuring, type_: Type) -> Measuring:
+    """The state of a measuring after a message.
+
+    Raises:
+        ProtocolError: the message makes no sense in this state.
+    """
+    try:
+        return MEASURING[state][type_]
+    except KeyError:
+        raise ProtocolError(f"{type_.name} makes no sense while measuring ({state.value})") from None

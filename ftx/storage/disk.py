@@ -37,6 +37,18 @@ def open_folder(name: bytes, *, folder: int) -> int:
     return os.open(name, os.O_RDONLY | os.O_DIRECTORY | SAFE, dir_fd=folder)
 
 
+def open_unnamed(*, folder: int) -> int:
+    """A descriptor for a new file of this user in ``folder`` that has no name: it is gone when it is closed.
+
+    Raises:
+        OSError: also where there is no such thing. Only on Linux, and not on every file system there.
+    """
+    kind = getattr(os, "O_TMPFILE", None)
+    if kind is None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+    return os.open(b".", os.O_RDWR | os.O_CLOEXEC | kind, 0o600, dir_fd=folder)
+
+
 def make_folder(name: bytes, mode: int, *, folder: int) -> None:
     os.mkdir(name, mode, dir_fd=folder)
 

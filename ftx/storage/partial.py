@@ -492,6 +492,12 @@ class PartialStore:
             self._spare_s = time.monotonic()
             self._spare = free - sum(partial.needed for partial in self._partials)
 
+    def spare(self, fd: int) -> int:
+        """Bytes that are free on the file system of ``fd`` beside what is set aside and what is kept in reserve."""
+        free = disk.free_space(fd)
+        with self._lock:
+            return free - sum(partial.needed for partial in self._partials) - self._reserve
+
     def _check_room(self, path: bytes, needed: int, fd: int, for_: Partial | None = None) -> None:
         """Raises NoSpace or TooLarge if so much does not fit; sets it aside for this partial if it does."""
         free = disk.free_space(fd)

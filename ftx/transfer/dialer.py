@@ -10,9 +10,9 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import ftx
@@ -20,37 +20,28 @@ from ftx.errors import (
     FtxError,
     Interrupted,
     KeysWorn,
-    LinkLost,
-    NetworkError,
     NotPaired,
-    ProtocolError,
-    Refused,
     SomeFailed,
-    UnknownHost,
     Unproven,
     UsageError,
     from_wire,
 )
-from ftx.net import handshake, keys, known
-from ftx.net.handshake import Met, Trust
-from ftx.net.identity import fingerprint
-from ftx.net.known import KnownHosts
 from ftx.net.lane import Lane
 from ftx.options import SendOptions
 from ftx.protocol import messages as m
 from ftx.protocol import proof
 from ftx.protocol.manifest import Kind
-from ftx.protocol.messages import Method, Role
+from ftx.protocol.messages import Role
 from ftx.storage import disk, scan
 from ftx.storage.scan import Odd
 from ftx.storage.source import Place
 from ftx.transfer import events
 from ftx.transfer.actions import KEPT, Outcome
+from ftx.transfer.call import Caller, Confirm, Join
 from ftx.transfer.crew import Stop
 from ftx.transfer.feed import Feed, Item
 from ftx.transfer.plan import Plan
-from ftx.transfer.reach import Way, ways
-from ftx.transfer.send import Join, SendSession
+from ftx.transfer.send import SendSession
 
 if TYPE_CHECKING:
     from ftx.transfer.pairing import Code
@@ -61,8 +52,6 @@ PROGRESS_S = 0.25
 #: From so long a round trip on one connection alone rarely fills the path: a lost packet stops it for long.
 FAR_S = 0.005
 FAR_LANES = 4
-#: Asked, with the host's name and the fingerprint it shows, whether to send to a receiver that proves nothing more.
-Confirm = Callable[[str, str], bool]
 AGAIN = "Run the same command again: it resumes."
 
 
@@ -96,15 +85,7 @@ class SendRun:
         self._options = options
         self._emit = emit
         self._stop = stop
-        self._confirm = confirm
-        self._known = KnownHosts(options.config_dir)
-        self._keys: dict[Method, bytes] = {}
-        self._asked_s = 0.0  # for which a person was waited for
-        self._code = code
-        self._code_at_hand = isinstance(code, str)  # a run that has a credential does not settle for none
-        self._paired = False  # in this run
-        anyone = options.accept_new and not self._code_at_hand
-        self._trust = Trust(known.name_of(options.host, options.port), anyone=anyone)
+        self._caller = Caller(options, emit, stop, confirm, code)
         self._feed = Feed(iter(()))
         self._ended = _Totals()
         self._failure: FtxError | None = None  # the most serious of an entry
@@ -113,9 +94,7 @@ class SendRun:
         self._reported_s = 0.0
         self._paused: str | None = None
         self._moved_then = (0, 0)  # what had moved when it paused
-        self._greeted = False  # ftx answered, whatever came of it
         self._warned = False
-        self._hidden = False  # the far side's port was out of reach, and that was said
 
     def run(self) -> events.Finished:
         """Send everything; the last event."""
@@ -139,7 +118,7 @@ class SendRun:
             bytes_total=self._bytes_total(),
             bytes_sent=self._moved()[0],
             bytes_reused=self._moved()[1],
-            seconds=time.monotonic() - started - self._asked_s,
+            seconds=time.monotonic() - started - self._caller.asked_s,
             kept=total.kept,
             left_out=total.left_out,
         )
@@ -148,31 +127,17 @@ class SendRun:
 
     def _explain(self, error: FtxError) -> str:
         """What happened, what was kept, what to do (G11)."""
-        text = str(error)
-        if error.from_peer and not isinstance(error, Refused):
-            text = f"the receiver says: {text}"
-        started = self._options.ssh or self._established
-        if isinstance(error, NetworkError) and not isinstance(error, UnknownHost) and not started:
-            return f"{text}. Is `ftx receive` running there, on this port?"
+        text = self._caller.explain(error, established=self._established)
         if self._established and error.retry:
             return f"{text}. What has arrived is kept there. {AGAIN}"
         return text
 
     def _send(self) -> None:
         options = self._options
-        self._identity, self._lasting = keys.identity(options.config_dir)
-        if not self._lasting:
-            where = f"{options.config_dir} ($FTX_CONFIG_DIR) cannot be written to"
-            self._emit(events.Warn(f"{where}: a later run cannot go on with what this one leaves"))
-        if not options.ssh:  # whom that starts has a key for this run alone
-            self._trust = self._trust._replace(known=self._known.find(self._trust.name))
-            if options.secret_file is not None:
-                secret = keys.secret(options.secret_file)
-                self._keys = {Method.SECRET: secret.key}
-                self._trust = self._trust._replace(receivers=secret.receivers)
+        self._caller.prepare()
         self._check_sources()
         places: list[Place] = []
-        walk = scan.walk(self._paths, self._identity.tag_key, options.digest, places)
+        walk = scan.walk(self._paths, self._caller.identity.tag_key, options.digest, places)
 
         def close() -> None:
             walk.close()
@@ -241,16 +206,13 @@ class SendRun:
             try:
                 return self._session(request)
             except (NotPaired, Unproven) as error:
-                # A person takes longer to answer than a listener waits, so the question is asked between two links.
-                asked_s = time.monotonic()
-                if not self._acquainted(error):
+                if not self._caller.acquainted(error):
                     raise
-                self._asked_s += time.monotonic() - asked_s
                 continue
             except KeysWorn:
                 continue  # nothing is wrong: whoever does not retry goes on too
             except FtxError as error:
-                if not (error.retry and (self._established or self._greeted)):
+                if not (error.retry and (self._established or self._caller.greeted)):
                     raise
                 now, after = time.monotonic(), self._progress()
                 if after != before:
@@ -264,110 +226,15 @@ class SendRun:
             self._stop.wait(wait_s)
             self._stop.check()
 
-    def _acquainted(self, error: NotPaired | Unproven) -> bool:
-        """Whether the two sides know each other now: they were paired just now, or the user says yes."""
-        if isinstance(error, NotPaired) or self._code_at_hand:
-            # One that was given another credential would not be content with a receiver that is only known.
-            if self._keys and isinstance(error, NotPaired):
-                raise NotPaired("not allowed in: the receiver does not have the key in your `--secret-file`") from error
-            if self._paired or self._keys or not self._lasting:
-                return False
-            from ftx.transfer.pairing import Pairer  # here: hardly any run needs it
-
-            pairer = Pairer(self._options, self._code, self._emit, self._stop)
-            self._paired = pairer.pair(self._identity, self._remember)
-            return self._paired
-        if names := self._known.names(error.public):
-            self._emit(events.Warn(f"the receiver on {self._options.host} shows the key of {', '.join(names)}"))
-        if self._confirm is None or not self._confirm(self._options.host, fingerprint(error.public)):
-            return False
-        self._remember(error.public)
-        return True
-
-    def _remember(self, public: bytes) -> None:
-        """The user takes this receiver for the one that is meant; from here on it must be the same."""
-        self._trust = self._trust._replace(known=public)
-        try:
-            self._known.add(self._trust.name, public)
-        except OSError as error:
-            self._emit(events.Warn(f"{self._known.path}: {error.strerror}: the next run does not know this receiver"))
-
     def _session(self, request: m.Open) -> None:
-        options = self._options
         with ExitStack() as stack:
-            way, lane, met = self._first_lane(stack)
-            if met.unproven:
-                self._remember(met.public)
-            way = replace(way, trust=way.trust._replace(known=met.public))  # each lane leads to the same
-            lane.deadline_s = time.monotonic() + options.timeout_s
-            lanes = options.lanes or (1 if lane.round_trip_s < FAR_S else FAR_LANES)
-            request = request._replace(session=secrets.token_bytes(16), lanes=min(lanes, way.lanes))
-            lane.order.opened(Role.SENDER)
-            opened = handshake.open_session(lane, request, options.timeout_s)
-            if not 1 <= opened.lanes <= request.lanes:
-                raise ProtocolError(f"{opened.lanes} lanes granted where {request.lanes} were asked for")
-            lane.deadline_s = None
+            lane, opened, join = self._caller.open(stack, request, self._lanes)
             self._established = True
-            up = events.SessionUp(request.session.hex(), way.name, lane.encrypted, opened.lanes, way.via)
-            self._emit(up)
-
-            def join(number: int, check: Callable[[], None]) -> Lane:
-                return self._attach(request.session, number, way, check)
-
             self._transfer(lane, opened, join)
 
-    def _first_lane(self, stack: ExitStack) -> tuple[Way, Lane, Met]:
-        """The first lane by the best way that leads to the receiver, and nobody else; ``stack`` ends it."""
-        found = stack.enter_context(ways(self._options, self._keys, self._trust, self._stop.check))
-        *better, last = found
-        hidden = ""
-        for way in better:
-            try:
-                return way, *stack.enter_context(self._met(way))
-            except Interrupted:
-                raise
-            except FtxError as error:
-                # It may be a firewall, or another machine of this address: ssh leads to the right one.
-                hidden = str(error) if isinstance(error, NetworkError) else f"{way.name}: {error}"
-        if hidden and not self._hidden:
-            self._hidden = True
-            where = f"the receiver's port on {self._options.host} cannot be reached"
-            self._emit(events.Warn(f"{where} ({hidden}); going over ssh itself, which is slower"))
-        return last, *stack.enter_context(self._met(last))
-
-    @contextmanager
-    def _met(self, way: Way) -> Iterator[tuple[Lane, Met]]:
-        """A first lane whose two ends have proven themselves."""
-        lane = Lane(way.connect(self._stop.check), dialer=True)
-        lane.check = self._stop.check
-        try:
-            lane.deadline_s = time.monotonic() + way.timeout_s
-            yield lane, handshake.dial(lane, self._identity, way.keys, way.trust, plain=way.plain)
-        except ProtocolError as error:
-            if not error.from_peer:
-                handshake.refuse(lane, error)
-            raise
-        finally:
-            self._greeted = self._greeted or lane.greeted or lane.encrypted
-            lane.close()
-
-    def _attach(self, session: bytes, number: int, way: Way, check: Callable[[], None]) -> Lane:
-        """A further lane of a session."""
-        lane = Lane(way.connect(check), dialer=True)
-        try:
-            lane.check = check
-            lane.deadline_s = time.monotonic() + self._options.timeout_s
-            handshake.dial(lane, self._identity, way.keys, way.trust, plain=way.plain)
-            handshake.attach(lane, m.Attach(session, number), Role.SENDER)
-            lane.deadline_s = lane.check = None
-        except Refused as error:
-            # The session stood a moment ago: it is gone there, and this side has not heard it yet.
-            lane.close()
-            raise LinkLost(f"lane {number} was not let in any more ({error})") from error
-        except BaseException:
-            lane.close()
-            raise
-        return lane
+    def _lanes(self, first: Lane) -> int:
+        """How many to ask for."""
+        return self._options.lanes or (1 if first.round_trip_s < FAR_S else FAR_LANES)
 
     def _transfer(self, lane: Lane, opened: m.Opened, join: Join) -> None:
         self._plan = plan = Plan(self._options.digest)

@@ -69,7 +69,7 @@ class Untold:
 
 @dataclass(frozen=True, slots=True)
 class Start(Event):
-    """First of all. ``role`` is ``"send"`` or ``"receive"``."""
+    """First of all. ``role`` is ``"send"``, ``"receive"`` or ``"bench"``."""
 
     type: ClassVar[str] = "start"
     version: str
@@ -229,6 +229,47 @@ class Finished(Event):
     seconds: float = 0.0
     kept: int = 0
     left_out: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Measured(Event):
+    """Bench: one step. ``step`` is ``"path"``, ``"receiver_disk"`` or ``"sender_disk"``; ``rate`` is bytes a second.
+
+    Shares, from 0 to 1, are of the time of the threads that carry the data: on a processor or in the queue for one,
+    waiting for bytes, for the disk. ``sent_again`` is the share of packets. What is not known is None. The lanes of a
+    ``sender_disk`` are its readers.
+    """
+
+    type: ClassVar[str] = "measured"
+    step: str
+    lanes: int
+    bytes: int
+    seconds: float
+    rate: int
+    round_trip_s: float | None = None
+    sent_again: float | None = None
+    sender_processor: float | None = None
+    receiver_processor: float | None = None
+    receiver_waiting: float | None = None
+    receiver_disk: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BenchFinished(Finished):
+    """Bench: last of all. Nothing was sent that is kept.
+
+    ``limit`` is one of ``verdict.Limit``, ``rate`` the bytes a second of a transfer, with ``lanes``; ``one_lane`` and
+    ``path`` are the rates without a disk, of one lane and at best. ``more_help``: the most lanes were the fastest.
+    ``round_trip_s`` is that of the path at rest, 0 where the system does not tell.
+    """
+
+    limit: str | None = None
+    rate: int = 0
+    lanes: int = 0
+    one_lane: int = 0
+    path: int = 0
+    more_help: bool = False
+    round_trip_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

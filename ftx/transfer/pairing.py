@@ -12,7 +12,7 @@ from ftx.net.identity import Identity, fingerprint
 from ftx.net.known import KnownHosts
 from ftx.net.lane import Lane
 from ftx.net.pairing import Codes, Fate, Paired
-from ftx.options import InviteOptions, PairOptions, SendOptions
+from ftx.options import CallOptions, InviteOptions, PairOptions
 from ftx.protocol import messages as m
 from ftx.transfer import events
 from ftx.transfer.crew import Stop
@@ -72,7 +72,7 @@ class Invitation:
 class Pairer:
     """A sender's part: with the receiver that its options name."""
 
-    def __init__(self, options: SendOptions | PairOptions, code: Code | None, emit: events.OnEvent, stop: Stop) -> None:
+    def __init__(self, options: CallOptions | PairOptions, code: Code | None, emit: events.OnEvent, stop: Stop) -> None:
         self._options = options
         self._code = code
         self._emit = emit

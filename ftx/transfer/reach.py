@@ -12,7 +12,7 @@ from ftx.errors import ProtocolError
 from ftx.net import dial
 from ftx.net.handshake import Trust
 from ftx.net.identity import public_key
-from ftx.options import MAX_LANES, SendOptions
+from ftx.options import MAX_LANES, CallOptions
 from ftx.protocol import messages as m
 from ftx.protocol.messages import Method
 
@@ -48,7 +48,7 @@ class Way:
 
 
 @contextmanager
-def ways(options: SendOptions, keys: Mapping[Method, bytes], trust: Trust, check: Check) -> Iterator[Sequence[Way]]:
+def ways(options: CallOptions, keys: Mapping[Method, bytes], trust: Trust, check: Check) -> Iterator[Sequence[Way]]:
     """The ways to try for one session, the best first; with ``options.ssh`` the receiver lives as long as the block.
 
     Args:
@@ -83,7 +83,7 @@ def _direct(
 
 
 @contextmanager
-def _over_ssh(options: SendOptions, check: Check) -> Iterator[Sequence[Way]]:
+def _over_ssh(options: CallOptions, check: Check) -> Iterator[Sequence[Way]]:
     # Here and not above: other runs need no subprocess.
     from ftx.net.ssh import FarSide
     from ftx.protocol.ssh import Request

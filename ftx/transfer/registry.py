@@ -39,13 +39,14 @@ from ftx.net.pairing import Codes, Paired, Pairing
 from ftx.net.peers import Peer, Peers
 from ftx.options import MAX_LANES, ReceiveOptions
 from ftx.protocol import messages as m
-from ftx.protocol.messages import Method, Role
+from ftx.protocol.messages import Method, Mode, Role
 from ftx.storage import disk, paths, unfinished
 from ftx.storage.partial import PartialStore
 from ftx.transfer import events
 from ftx.transfer.crew import Stop
 from ftx.transfer.ledger import Ledger
 from ftx.transfer.limits import Accounts, narrowed
+from ftx.transfer.measure import MeasureSession
 from ftx.transfer.pairing import Invitation
 from ftx.transfer.receive import WINDOW, ReceiveSession
 
@@ -67,6 +68,9 @@ _MAPPED = bytes(10) + b"\xff\xff"
 MAX_SUPERSEDED = 256
 SUPERSEDED = "a newer run of the same job took over"
 STOPPED = "the receiver was stopped"
+#: All that a peer measures is one job: it does so once at a time.
+MEASURING = b"measuring"
+MEASURED = "it measured the path, and nothing is kept"
 #: What a peer hears whose line means nothing; what is wrong with it is for who can mend it.
 MISTAKE = "the receiver cannot tell what it has on file of this side; whoever runs it reads there what is wrong"
 
@@ -95,7 +99,9 @@ class _Totals:
     reused: int = 0
     zeros: int = 0
 
-    def add(self, ledger: Ledger) -> None:
+    def add(self, ledger: Ledger | None) -> None:
+        if ledger is None:
+            return
         self.files += ledger.files
         self.failed += ledger.failed
         self.skipped += ledger.files_skipped
@@ -111,12 +117,17 @@ class _Session:
 
     id: str
     address: str
-    work: ReceiveSession
+    work: ReceiveSession | MeasureSession
     job: tuple[bytes, bytes]
     process: bytes
     retry_for_s: int
     started_s: float = field(default_factory=time.monotonic)
     over: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """What it knows of entries; None where it only measures."""
+        return self.work.ledger if isinstance(self.work, ReceiveSession) else None
 
 
 class Receiver:
@@ -371,30 +382,36 @@ class Receiver:
             self._strangers.pop(lane, None)
         lane.deadline_s = None
         lanes = min(request.lanes, MAX_LANES)
-        work = ReceiveSession(
-            lane,
-            request,
-            peer,
-            store,
-            limits,
-            options,
-            lanes,
-            self._events,
-        )
-        job = peer, request.job
+        work: ReceiveSession | MeasureSession
+        if request.mode is Mode.MEASURE:
+            work = MeasureSession(lane, store, limits, options, lanes)
+            job = peer, MEASURING
+        else:
+            work = ReceiveSession(
+                lane,
+                request,
+                peer,
+                store,
+                limits,
+                options,
+                lanes,
+                self._events,
+            )
+            job = peer, request.job
         session = _Session(request.session.hex(), address, work, job, request.process, request.retry_for_s)
         self._take_over(lane, session)
         try:
             lane.send(m.Opened(lanes, WINDOW))
-            lane.order.opened(Role.RECEIVER)
+            lane.order.opened(Role.RECEIVER, request.mode)
             self._events.put(events.SessionUp(session.id, address, lane.encrypted, lanes))
             self._run(session)
         finally:
-            work.ledger.give_up()
+            if session.ledger is not None:
+                session.ledger.give_up()
             with self._lock:  # in one step: it counts as under way or as over, never as both
                 del self._sessions[session.job]
-                self._all.add(work.ledger)
-                self._recent.add(work.ledger)
+                self._all.add(session.ledger)
+                self._recent.add(session.ledger)
             session.over.set()
 
     def _attach(self, lane: Lane, peer: bytes, request: m.Attach) -> None:
@@ -442,25 +459,25 @@ class Receiver:
             session.work.run()
         except FtxError as failure:
             error = failure
-        ledger = session.work.ledger
-        if error is None and ledger.failed:
-            only = ledger.files == 0 and ledger.failed == 1
-            error = session.work.failure if only else SomeFailed(f"{ledger.failed} could not be received")
-        code, message = (error.exit_code, str(error)) if error else (0, "")
+        ledger, work = session.ledger, session.work
+        if isinstance(work, ReceiveSession) and error is None and work.ledger.failed:
+            only = work.ledger.files == 0 and work.ledger.failed == 1
+            error = work.failure if only else SomeFailed(f"{work.ledger.failed} could not be received")
+        code, message = (error.exit_code, str(error)) if error else (0, "" if ledger else MEASURED)
         self._events.put(
             events.SessionEnd(
                 session=session.id,
                 peer=session.address,
                 code=code,
                 message=message,
-                bytes_received=ledger.bytes_received,
-                bytes_reused=ledger.bytes_held,
-                files=ledger.files,
+                bytes_received=work.bytes if isinstance(work, MeasureSession) else work.ledger.bytes_received,
+                bytes_reused=ledger.bytes_held if ledger else 0,
+                files=ledger.files if ledger else 0,
                 seconds=time.monotonic() - session.started_s,
             )
         )
         with self._lock:
-            if self._first in (None, session.job) and not isinstance(error, Superseded):
+            if ledger and self._first in (None, session.job) and not isinstance(error, Superseded):
                 self._first = session.job
                 self._over = (code, message)
                 back = error is not None and error.retry and not error.from_peer
@@ -481,7 +498,7 @@ class Receiver:
         with self._lock:
             now = replace(self._recent)
             for session in self._sessions.values():
-                now.add(session.work.ledger)
+                now.add(session.ledger)
             if not self._sessions:
                 return
         self._emit(

@@ -23,6 +23,7 @@ from ftx.storage import disk
 from ftx.storage.scan import FolderRead, Found, Odd
 from ftx.storage.source import Source
 from ftx.transfer.actions import SMALL, AnswerDigests, CheckSource, HashChunk, Job, Outcome, Say, SendChunk, SendSmall
+from ftx.transfer.call import Join
 from ftx.transfer.crew import Crew, Stop
 from ftx.transfer.feed import Feed, Item
 from ftx.transfer.offers import Offers
@@ -36,9 +37,6 @@ BATCH_LEAST = 32
 BATCH_SHARE = 4  #: or this part of the window, if that is more
 #: Ended entries that wait to be reported; at more, answers are not read until somebody looks (G8).
 MAX_UNTOLD = 4096
-
-#: Joins a further lane of the session, and calls what it was given now and then, which may raise to end that.
-Join = Callable[[int, Callable[[], None]], Lane]
 
 
 class SendSession:

@@ -16,8 +16,10 @@ from ftx.cli import main
 from ftx.cli.params import Remote, parse_remote
 
 OPTIONS_OF_BOTH = ["--port", "--json", "--quiet", "-v", "--timeout", "--secret-file", "--plain", "--version"]
+OPTIONS_OF_CALLERS = ["--accept-new", "--ssh", "--rsh", "--remote-ftx", "--code-fd"]
 OPTIONS = {
-    "send": [*OPTIONS_OF_BOTH, "--retry-for", "--accept-new", "--lanes", "--ssh", "--rsh", "--remote-ftx", "--code-fd"],
+    "send": [*OPTIONS_OF_BOTH, *OPTIONS_OF_CALLERS, "--retry-for", "--lanes"],
+    "bench": [*OPTIONS_OF_BOTH, *OPTIONS_OF_CALLERS, "--lanes", "--dir", "--step"],
     "receive": [
         *OPTIONS_OF_BOTH,
         "--dir",

@@ -87,6 +87,14 @@ def test_straight_to_a_port_that_can_be_reached(far: Far, small: Path) -> None:
     far.gone()
 
 
+def test_the_path_is_measured(far: Far, shm: Path) -> None:
+    process = far.bench("far:in", "--step", "0.1", "--lanes", "1", "--dir", shm)
+    assert process.wait() == 0, process.err
+    assert [step["step"] for step in process.of_type("measured")] == ["path", "receiver_disk", "sender_disk"]
+    assert not list((far.home / "in").iterdir())
+    far.gone()
+
+
 def test_over_ssh_itself_where_the_port_cannot_be_reached(far: Far, small: Path) -> None:
     process = far.send(small, "hidden:in", "--lanes", "3")
     assert process.wait() == 0, process.err

@@ -14,7 +14,7 @@ from ftx.net.identity import Identity
 from ftx.net.lane import Lane
 from ftx.protocol import messages as m
 from ftx.protocol.manifest import DigestName, Kind
-from ftx.protocol.messages import Role
+from ftx.protocol.messages import Mode, Role
 
 PATIENCE_S = 10.0
 ANYONE = Trust("there", anyone=True)
@@ -27,7 +27,9 @@ def connected(port: int, source: str = "127.0.0.1") -> socket.socket:
 
 
 @contextmanager
-def sender(port: int, digest: DigestName = DigestName.XXH3_128, *, deaf: bool = False) -> Iterator[Lane]:
+def sender(
+    port: int, digest: DigestName = DigestName.XXH3_128, *, deaf: bool = False, mode: Mode = Mode.TRANSFER
+) -> Iterator[Lane]:
     """A session with an open receiver, right behind OPENED; with ``deaf`` little fits into what it does not read."""
     sock = connected(port)
     if deaf:
@@ -35,8 +37,8 @@ def sender(port: int, digest: DigestName = DigestName.XXH3_128, *, deaf: bool = 
     with closing(Lane(sock, dialer=True)) as lane:
         handshake.dial(lane, Identity(secrets.token_bytes(32)), {}, ANYONE, plain=False)
         job, process, session = secrets.token_bytes(32), secrets.token_bytes(16), secrets.token_bytes(16)
-        lane.order.opened(Role.SENDER)
-        request = m.Open(session, process, job, Role.SENDER, m.Mode.TRANSFER, 1, 0, digest, b"")
+        lane.order.opened(Role.SENDER, mode)
+        request = m.Open(session, process, job, Role.SENDER, mode, 1, 0, digest, b"")
         handshake.open_session(lane, request, PATIENCE_S)
         yield lane
 

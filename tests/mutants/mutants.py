@@ -362,7 +362,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a code at hand settles for an open receiver",
         ("G7",),
-        "ftx/transfer/dialer.py",
+        "ftx/transfer/call.py",
         "anyone = options.accept_new and not self._code_at_hand",
         "anyone = options.accept_new",
         "tests/e2e/test_pairing.py::test_G7_a_code_never_settles_for_less",

@@ -77,6 +77,9 @@ SAMPLES: dict[Type, tuple[m.Message, m.Message]] = {
     Type.RESUME: (m.Resume(), m.Resume()),
     Type.BYE: (m.Bye(0, 0, 0), m.Bye(U64, U64, U64)),
     Type.ERROR: (m.Error(0, ""), m.Error(U16, "m" * m.MAX_MESSAGE)),
+    Type.STEP: (m.Step(0, 0, 0), m.Step(U64, U8, U64)),
+    Type.SAMPLE: (m.Sample(), m.Sample()),
+    Type.MEASURED: (m.Measured(0, 0, 0, 0, 0, 0), m.Measured(*(U64,) * 6)),
 }
 
 #: Lists with as many items as they may have.
@@ -439,7 +442,7 @@ def test_g8_a_count_above_the_limit_is_refused_before_its_items(type_: Type, bod
     ("message", "at", "bad"),
     [
         (LIVELY[Type.OPEN], 64, (0, 3)),  # role
-        (LIVELY[Type.OPEN], 65, (1, 255)),  # mode
+        (LIVELY[Type.OPEN], 65, (2, 255)),  # mode
         (LIVELY[Type.OPEN], 71, (0, 3)),  # digest
         (LIVELY[Type.SKIP], 10, (0, 3)),  # reason
         (LIVELY[Type.FOLDER], 15, (0, 4)),  # kind

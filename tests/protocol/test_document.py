@@ -25,7 +25,7 @@ from ftx.protocol import codec, manifest, messages, proof, session, ssh
 from ftx.protocol import messages as m
 from ftx.protocol.manifest import ZERO_TAG, ChunkDigests, DigestName, Grid, Kind
 from ftx.protocol.messages import Method, Role, SkipReason, Type
-from ftx.protocol.session import ENTRY, LANE, Phase, Side, State
+from ftx.protocol.session import ENTRY, LANE, MEASURING, MEASURING_LANE, Measuring, Phase, Side, State
 from ftx.storage import journal
 
 DOCUMENT = Path(__file__).parents[2] / "protocol.md"
@@ -238,6 +238,9 @@ def vectors() -> dict[Type, m.Message | Shown]:
         Type.RESUME: m.Resume(),
         Type.BYE: m.Bye(20_000, 3, 1),
         Type.ERROR: m.Error(errors.Superseded.wire, "a newer run took over – ünïcode"),
+        Type.STEP: m.Step(2, m.StepFlags.DISK, 5 * manifest.MIB),
+        Type.SAMPLE: m.Sample(),
+        Type.MEASURED: m.Measured(1 << 30, 10**18, 5 * manifest.MIB, 7, 8, 9),
     }
 
 
@@ -357,7 +360,11 @@ def test_every_inner_reference_leads_somewhere() -> None:
 
 def test_type_table() -> None:
     who = {
-        type_: ", ".join(side.value for side in Side if any(s is side and type_ in LANE[s, p] for s, p in LANE))
+        type_: ", ".join(
+            side.value
+            for side in Side
+            if any(s is side and type_ in row for order in (LANE, MEASURING_LANE) for (s, _), row in order.items())
+        )
         for type_ in Type
     }
     expected = [
@@ -369,7 +376,7 @@ def test_type_table() -> None:
     ]  # fmt: skip
     rows = table(section("The types"), "Code", "Name", "Said by", "Max body", "Critical")
     assert rows == expected
-    assert len(rows) == 26
+    assert len(rows) == 29
 
 
 def test_no_reserved_type_is_used_already() -> None:
@@ -459,10 +466,10 @@ ENUMS: tuple[type[IntEnum], ...] = (Role, m.Mode, Method, Kind, DigestName, Skip
 def test_numbers_with_names() -> None:
     rows = table(section("Numbers with names"), "Kind", "Value", "Name", "Meaning")
     expected = [[enum.__name__, str(member.value), member.name] for enum in ENUMS for member in enum]
-    for flags in (m.FolderFlags, m.ReceiptFlags):
+    for flags in (m.FolderFlags, m.ReceiptFlags, m.StepFlags):
         expected += [[flags.__name__, f"{v:#04x}", k] for k, v in vars(flags).items() if k.isupper()]
     assert [row[:3] for row in rows] == expected
-    assert len(rows) == 17
+    assert len(rows) == 19
 
 
 def test_limits() -> None:
@@ -493,6 +500,19 @@ def test_lane_table() -> None:
     found = {(Side(side), Phase(phase)): moves(cell) for side, phase, cell in rows}
     assert len(found) == len(rows)
     assert found == {key: {type_: phase.value for type_, phase in row.items()} for key, row in LANE.items()}
+
+
+def test_lane_table_of_a_measuring() -> None:
+    rows = table(section("The order of frames on a lane"), "Side, measuring", "Phase", "May say → next phase")
+    found = {(Side(side), Phase(phase)): moves(cell) for side, phase, cell in rows}
+    assert found == {key: {type_: phase.value for type_, phase in row.items()} for key, row in MEASURING_LANE.items()}
+
+
+def test_measuring_table() -> None:
+    rows = table(section("The states of a measuring"), "Measuring", "Message → next state")
+    found = {Measuring(state): moves(cell) for state, cell in rows}
+    assert len(found) == len(rows) == len(Measuring)
+    assert found == {key: {type_: state.value for type_, state in row.items()} for key, row in MEASURING.items()}
 
 
 def test_entry_table() -> None:

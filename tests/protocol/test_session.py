@@ -7,8 +7,20 @@ import itertools
 import pytest
 
 from ftx.errors import ProtocolError
-from ftx.protocol.messages import Role, Type
-from ftx.protocol.session import ENTRY, LANE, LaneOrder, Phase, Side, State, next_state
+from ftx.protocol.messages import Mode, Role, Type
+from ftx.protocol.session import (
+    ENTRY,
+    LANE,
+    MEASURING,
+    MEASURING_LANE,
+    LaneOrder,
+    Measuring,
+    Phase,
+    Side,
+    State,
+    next_measuring,
+    next_state,
+)
 
 DIALED = (Side.DIALER, Side.LISTENER)
 HANDSHAKE = (Phase.START, Phase.GREETED, Phase.PAIRING, Phase.PROVEN)
@@ -244,3 +256,27 @@ def test_every_state_can_be_reached_and_left_for_the_end() -> None:
     assert reached == set(State)
     for state in State:
         assert state is State.ENDED or State.ENDED in ENTRY[state].values()
+
+
+# --- A session that measures ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("type_", Type, ids=lambda type_: type_.name)
+def test_a_control_lane_that_measures_carries_what_its_table_says(type_: Type) -> None:
+    for role, side in ((Role.SENDER, Side.SENDER), (Role.RECEIVER, Side.RECEIVER)):
+        ours, theirs = LaneOrder(dialer=True), LaneOrder(dialer=False)
+        talk(ours, theirs, dialer=True, control=True)
+        ours.opened(role, Mode.MEASURE)
+        theirs.opened(Role.RECEIVER if role is Role.SENDER else Role.SENDER, Mode.MEASURE)
+        allowed = type_ in MEASURING_LANE[side, Phase.CONTROL]
+        assert allows(ours.send, type_) == allows(theirs.receive, type_) == allowed
+
+
+@pytest.mark.parametrize("state", Measuring, ids=lambda state: state.value)
+def test_each_state_of_a_measuring_takes_what_the_table_says(state: Measuring) -> None:
+    for type_ in Type:
+        if type_ in MEASURING[state]:
+            assert next_measuring(state, type_) is MEASURING[state][type_]
+        else:
+            with pytest.raises(ProtocolError, match=f"{type_.name} makes no sense while measuring"):
+                next_measuring(state, type_)

@@ -128,6 +128,13 @@ class Far:
         way = ("--rsh", self.server.rsh, "--remote-ftx", str(self.ftx))
         return Process(self.base, "send", *way, *arguments, "--", path, remote, **more)
 
+    def bench(self, remote: str, *arguments: str | Path) -> Process:
+        """``ftx bench --ssh``, to its end."""
+        way = ("--rsh", self.server.rsh, "--remote-ftx", str(self.ftx))
+        with Process(self.base, "bench", *way, *arguments, "--", remote) as process:
+            process.wait()
+        return process
+
     def send(self, path: Path, remote: str, *arguments: str) -> Process:
         """The same, to its end."""
         with self.sender(path, remote, *arguments) as process:
