@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ftx.options import Exists, InviteOptions, PairOptions, ReceiveOptions, SendOptions, checked, sources
+from ftx.options import Compress, Exists, InviteOptions, PairOptions, ReceiveOptions, SendOptions, checked, sources
 from ftx.transfer.crew import Stop
 from ftx.transfer.events import (
     Code,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Code",
+    "Compress",
     "EntryEnded",
     "Event",
     "Exists",

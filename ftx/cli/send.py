@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from ftx.cli import params
 from ftx.cli.main import CONTEXT
 from ftx.cli.params import Remote
-from ftx.options import SendOptions
+from ftx.options import Compress, SendOptions
 
 CHECKS = SendOptions.CHECKS
 #: What is for receivers that run already.
@@ -44,6 +44,13 @@ def _remote(context: click.Context, parameter: click.Parameter, text: Any) -> An
     callback=params.checked(CHECKS["lanes"]),
     metavar="N",
     help="Connections to use, 1 to 64; the receiver may grant fewer.  [default: chosen by the distance]",
+)
+@click.option(
+    "--compress",
+    type=click.Choice([choice.value for choice in Compress]),
+    default=Compress.AUTO.value,
+    show_default=True,
+    help="Compress on the way: where that is faster and both sides have zstd, or not at all.",
 )
 @click.option("--accept-new", is_flag=True, help="Trust a receiver on first contact, and remember its key.")
 @click.option("--ssh", is_flag=True, is_eager=True, help="Start the receiver over ssh; REMOTE is as scp has it.")
@@ -77,6 +84,7 @@ def send(
     verbose: int,
     retry_for: float,
     lanes: int | None,
+    compress: str,
     accept_new: bool,
     ssh: bool,
     rsh: tuple[str, ...] | None,
@@ -132,6 +140,7 @@ def send(
         plain=plain and not over_ssh,
         retry_for_s=retry_for,
         lanes=lanes or 0,
+        compress=Compress(compress),
         accept_new=accept_new and not over_ssh,
         tell_all=json or verbose > 0,
     )

@@ -18,8 +18,9 @@ from typing import Any, assert_never
 from ftx.errors import DestinationError, FtxError, NoSpace, PeerSilent, Refused, Superseded, from_wire
 from ftx.net.lane import Lane
 from ftx.options import ReceiveOptions
+from ftx.protocol import compression
 from ftx.protocol import messages as m
-from ftx.protocol.manifest import DigestName, Entry, Kind
+from ftx.protocol.manifest import Buffer, DigestName, Entry, Kind
 from ftx.storage import disk
 from ftx.storage.partial import DIRTY_BYTES, Partial, PartialStore
 from ftx.storage.scratch import Scratch, Whole
@@ -51,10 +52,13 @@ GHOST_S = 0.3
 WINDOW = 1024  #: entries that a sender may have outstanding
 ANSWERS = (m.Skip, m.Refuse, m.Receipt)
 
+#: What was decompressed is written before it is more than this, and a chunk (G8).
+UNPACKED_BYTES = 1024 * 1024
+
 _XXH3 = DigestName.XXH3_128.function
 
 #: A chunk that has come: where it belongs, what was said of it, its bytes.
-Chunk = tuple[Receiving | Small, m.Data, memoryview]
+Chunk = tuple[Receiving | Small, m.Data, Buffer]
 
 
 class ReceiveSession:
@@ -85,7 +89,10 @@ class ReceiveSession:
         lanes: int,
         untold: events.Untold,
     ) -> None:
-        self.ledger = Ledger(request.digest, WINDOW, limits.folder, tell_all=options.tell_all, max_size=limits.max_size)
+        self.ledger = Ledger(
+            request.digest, WINDOW, limits.folder, tell_all=options.tell_all, max_size=limits.max_size,
+            compressed=compression.available(),
+        )  # fmt: skip
         self.failure: FtxError | None = None
         self._lane = lane
         self._lanes = {1: lane}
@@ -270,16 +277,31 @@ class ReceiveSession:
         small: list[Chunk] = []
         left: list[tuple[Chunk, DestinationError | None]] = []
         actions: list[Action] = []
+        unpacked = 0
         for (data, payload), where in zip(chunks, self.ledger.begin([data for data, _ in chunks]), strict=True):
             if where is None:
                 continue
+            whole: Buffer | None = payload
+            if data.compressed:
+                if unpacked >= UNPACKED_BYTES:
+                    self._write_all(small, left, actions)
+                    small, left, actions, unpacked = [], [], [], 0
+                length = where.entry.size if isinstance(where, Small) else where.grid.length(data.index)
+                unpacked += length
+                whole = compression.decompress(payload, length)
             # G4: what was damaged on the way is never written.
-            if _XXH3(payload) != data.digest:
+            if whole is None or _XXH3(whole) != data.digest:
                 actions += self.ledger.damaged(where, data.index)
             elif isinstance(where, Small):
-                small.append((where, data, payload))
+                small.append((where, data, whole))
             else:
-                left.append(((where, data, payload), None))
+                left.append(((where, data, whole), None))
+        self._write_all(small, left, actions)
+
+    def _write_all(
+        self, small: list[Chunk], left: list[tuple[Chunk, DestinationError | None]], actions: list[Action]
+    ) -> None:
+        """Write these, of which ``small`` are whole files each, and act on that and on what is to be done anyway."""
         try:
             written = self._write_small(small, left) if small else []
             for (where, data, payload), error in left:
@@ -296,7 +318,7 @@ class ReceiveSession:
             if self._fsync and isinstance(partial, Partial) and partial.dirty >= DIRTY_BYTES:
                 self._publisher.sync(data.entry, partial)
 
-    def _kept_digest(self, data: m.Data, payload: memoryview) -> bytes:
+    def _kept_digest(self, data: m.Data, payload: Buffer) -> bytes:
         """A chunk's digest by the session's name for it."""
         return data.digest if self._digest is DigestName.XXH3_128 else self._digest.function(payload)
 

@@ -22,6 +22,7 @@ from ftx.storage import disk
 from ftx.storage.scan import FolderRead, Found, Odd
 from ftx.storage.source import Source
 from ftx.transfer.actions import SMALL, AnswerDigests, CheckSource, HashChunk, Job, Outcome, Say, SendChunk, SendSmall
+from ftx.transfer.compress import Compressor
 from ftx.transfer.crew import Crew, Stop
 from ftx.transfer.feed import Feed, Item
 from ftx.transfer.offers import Offers
@@ -51,6 +52,7 @@ class SendSession:
         feed: what to send; each source is tried ``MAX_OFFERS`` times if it keeps changing.
         on_outcome: called by the caller's thread for each source that ended, and for what is not sent at all.
         timeout_s: how long the peer may be silent.
+        compress: the receiver takes compressed chunks, and may get some.
     """
 
     def __init__(
@@ -62,6 +64,8 @@ class SendSession:
         feed: Feed,
         on_outcome: Callable[[Item | Odd, Outcome | None], None],
         timeout_s: float,
+        *,
+        compress: bool = False,
     ) -> None:
         self._lane = lane
         self._lanes = [lane]
@@ -72,6 +76,8 @@ class SendSession:
         self._feed = feed
         self._on_outcome = on_outcome
         self._timeout_s = timeout_s
+        self._compress = compress
+        self._compressors: list[Compressor] = []
         self._offers = Offers(plan)
         self._outcomes: queue.SimpleQueue[tuple[Item | Odd, Outcome | None]] = queue.SimpleQueue()
         self._wake = threading.Condition()  # covers the offers, too; never held while anything is waited for
@@ -107,6 +113,19 @@ class SendSession:
             on_tick()
             for lane in self._lanes[1:]:
                 lane.close()
+
+    @property
+    def saved(self) -> int:
+        """Bytes that did not have to travel because chunks were compressed."""
+        return sum(compressor.saved for compressor in self._compressors)
+
+    def compressor(self, lane: Lane) -> Compressor | None:
+        """What compresses a lane's chunks, where that is wanted."""
+        if not self._compress:
+            return None
+        made = Compressor(lane, max(1, self._granted - 1))
+        self._compressors.append(made)
+        return made
 
     def _keep_unfinished(self) -> None:
         """What was under way is offered again in the next session."""
@@ -332,6 +351,7 @@ class _Writer:
         self._lane = lane
         self._session = session
         self._plan = session.plan
+        self._compressor = session.compressor(lane)
         self._buffer = memoryview(bytearray(0))
 
     def do(self, job: Job) -> None:
@@ -403,6 +423,11 @@ class _Writer:
             self._buffer = memoryview(bytearray(SMALL))
         name = self._plan.digest
         function = name.function
+        compressor = self._compressor
+        if compressor is not None:
+            compressor.begin()
+        compress = compressor.compress if compressor is not None and compressor.on else None
+        size = 0
         begun = self._plan.small_begun(job.entries)
         for entry_id, source in zip(begun, self._session.sources(begun), strict=True):
             if source is None:
@@ -420,10 +445,19 @@ class _Writer:
                 self._say(m.Finish(entry_id, root_of_one(name, b"", 0)))
                 continue
             transit = digest if name is DigestName.XXH3_128 else DigestName.XXH3_128.function(payload)
-            self._lane.queue_data(m.Data(entry_id, 0, transit, len(payload), final=True), payload)
+            size += len(payload)
+            if compress is not None and (less := compress(payload)) is not None:
+                self._lane.queue_data(m.Data(entry_id, 0, transit, len(less), final=True, compressed=True), less)
+            else:
+                self._lane.queue_data(m.Data(entry_id, 0, transit, len(payload), final=True), payload)
             self._keep_alive()  # what is queued must not wait for a slow disk
+        if compressor is not None:
+            compressor.sent(size)
 
     def _send_chunk(self, source: Source, job: SendChunk) -> None:
+        compressor = self._compressor
+        if compressor is not None:
+            compressor.begin()
         payload, digest = self._read_chunk(source, job.entry, job.index)
         length, name = len(payload), self._plan.digest
         # Equal digests only make it likely: what is not sent must be known to be zeros (G4).
@@ -434,7 +468,12 @@ class _Writer:
             self._say(m.Zeros(job.entry, (m.Range(job.index, 1),)))
             return
         transit = digest if name is DigestName.XXH3_128 else DigestName.XXH3_128.function(payload)
-        self._lane.queue_data(m.Data(job.entry, job.index, transit, length), payload)
+        if compressor is not None and compressor.on and (less := compressor.compress(payload)) is not None:
+            self._lane.queue_data(m.Data(job.entry, job.index, transit, len(less), compressed=True), less)
+        else:
+            self._lane.queue_data(m.Data(job.entry, job.index, transit, length), payload)
+        if compressor is not None:
+            compressor.sent(length)
 
     def _read_chunk(self, source: Source, entry_id: int, index: int) -> tuple[memoryview, bytes]:
         """A chunk and its digest, noted in the plan."""
