@@ -17,7 +17,17 @@ from ftx.cli.params import Remote, parse_remote
 
 OPTIONS_OF_BOTH = ["--port", "--json", "--quiet", "-v", "--timeout", "--secret-file", "--plain", "--version"]
 OPTIONS = {
-    "send": [*OPTIONS_OF_BOTH, "--retry-for", "--accept-new", "--lanes", "--ssh", "--rsh", "--remote-ftx", "--code-fd"],
+    "send": [
+        *OPTIONS_OF_BOTH,
+        "--retry-for",
+        "--accept-new",
+        "--lanes",
+        "--compress",
+        "--ssh",
+        "--rsh",
+        "--remote-ftx",
+        "--code-fd",
+    ],
     "receive": [
         *OPTIONS_OF_BOTH,
         "--dir",
