@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ftx import api
 from ftx.errors import IntegrityError
+from ftx.net import handshake
 from ftx.protocol import compression
-from ftx.transfer import events, receive
+from ftx.transfer import dialer, events, receive
 from tests.support.compressible import MIB, always, text
 from tests.support.files import fill, same
 from tests.support.local import LocalReceiver, local_send
@@ -95,8 +97,8 @@ def test_g12_not_where_one_side_has_no_library(
     shm: Path, receiver: LocalReceiver, monkeypatch: pytest.MonkeyPatch, without: str
 ) -> None:
     """Nothing is said of it: all goes on as it is."""
-    asked = iter([without == "sender", without == "receiver"])  # the listener for its HELLO, the dialer for its session
-    monkeypatch.setattr(compression, "available", lambda: next(asked, False))
+    for module in (dialer,) if without == "sender" else (handshake, receive):
+        monkeypatch.setattr(module, "compression", SimpleNamespace(available=lambda: False))
     sends_as_it_is(shm, receiver)
     assert receiver.warned() == ""
 
