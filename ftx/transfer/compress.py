@@ -47,39 +47,42 @@ class Worth:
         self._lanes = lanes
         self._send_s = 0.0  # seconds that the link takes for a byte
         self._plain_s = math.inf  # that a byte of a file took altogether, in the last span of chunks sent as they are
-        self._size, self._all_s, self._sending_s, self._span_s = 0, 0.0, 0.0, FIRST_S
+        self._span_s = FIRST_S
+        self._size, self._wire, self._all_s, self._sending_s = 0, 0, 0.0, 0.0  # of this span
         self._rest, self._next_rest = 0, 1  # spans until compressing is tried again, and after the next failure
-        self._trust, self._next_trust = 1, 2  # spans until sending as it is is tried again
+        self._trust, self._next_trust = 2, 4  # spans until sending as it is is tried again
         self._unseen = self._misses = 0
 
-    def sent(self, size: int, all_s: float, sending_s: float) -> None:
-        """So many bytes of files were read and sent, all of which took ``all_s``, ``sending_s`` of that in sending."""
+    def sent(self, size: int, wire: int, all_s: float, sending_s: float) -> None:
+        """Bytes of files were read, and sent as ``wire`` bytes; that took ``all_s``, ``sending_s`` of it in sending."""
         self._size += size
+        self._wire += wire
         self._all_s += all_s
         self._sending_s += sending_s
         if self._all_s < self._span_s or not self._size:
             return
+        took_s, send_s = self._all_s / self._size, self._sending_s / self._wire / self._lanes
         if self.on:
-            self._compressed(self._all_s / self._size, blocked=self._sending_s > self._all_s / 2)
+            self._compressed(took_s, slow=send_s >= SLOW_S)
         else:
-            self._plain_s = self._all_s / self._size
-            self._send_s = self._sending_s / self._size / self._lanes
+            self._plain_s, self._send_s = took_s, send_s
             self._rest = max(0, self._rest - 1)
-            self.on = not self._rest and self._send_s >= SLOW_S
-        self._size, self._all_s, self._sending_s, self._span_s = 0, 0.0, 0.0, SPAN_S
+            self.on = not self._rest and send_s >= SLOW_S
+        self._span_s = SPAN_S
+        self._size, self._wire, self._all_s, self._sending_s = 0, 0, 0.0, 0.0
 
-    def _compressed(self, took_s: float, *, blocked: bool) -> None:
-        """A span with compressing is over, in which a byte of a file took so long."""
+    def _compressed(self, took_s: float, *, slow: bool) -> None:
+        """A span with compressing is over, in which a byte of a file took so long; the link was seen to be slow."""
         if took_s > self._plain_s * BETTER:
             self.on = False
             self._rest, self._next_rest = self._next_rest, min(2 * self._next_rest, LONGEST)
-            self._trust, self._next_trust = 1, 2
+            self._trust, self._next_trust = 2, 4
             return
         self._next_rest = 1
-        if blocked:
-            return  # the link is the limit still
+        if slow:
+            return
         self._trust -= 1
-        if not self._trust:  # the processor is the limit: the link may have become faster meanwhile
+        if not self._trust:  # while the processor is the limit, the link may have become faster
             self.on = False
             self._trust, self._next_trust = self._next_trust, min(2 * self._next_trust, LONGEST)
 
@@ -91,7 +94,7 @@ class Worth:
         return True
 
     def pays(self, size: int, compressed: int, seconds: float) -> bool:
-        """Whether it is worth it to make ``compressed`` bytes of ``size`` in so many seconds."""
+        """Whether it is worth it to make ``compressed`` bytes of ``size`` in so many seconds of a processor."""
         return seconds < (size - compressed) * self._send_s
 
     def found(self, *, worth_it: bool) -> None:
@@ -109,7 +112,7 @@ class Compressor:
     """
 
     def __init__(self, lane: Lane, lanes: int) -> None:
-        self.saved = 0
+        self.saved = self._saved = 0
         self._lane = lane
         self._worth = Worth(lanes)
         self._compress: Callable[[Buffer], bytes] | None = None
@@ -122,11 +125,12 @@ class Compressor:
 
     def begin(self) -> None:
         """Something is to be read and sent."""
-        self._begun_s, self._sending_s = time.monotonic(), self._lane.sending_s
+        self._begun_s, self._sending_s, self._saved = time.monotonic(), self._lane.sending_s, self.saved
 
     def sent(self, size: int) -> None:
         """It was sent: so many bytes of files."""
-        self._worth.sent(size, time.monotonic() - self._begun_s, self._lane.sending_s - self._sending_s)
+        lane, wire = self._lane, size - (self.saved - self._saved)
+        self._worth.sent(size, wire, time.monotonic() - self._begun_s, lane.sending_s - self._sending_s)
 
     def compress(self, payload: memoryview) -> bytes | None:
         """What to send in place of this; None if it is better sent as it is."""
@@ -145,7 +149,9 @@ class Compressor:
         """``payload`` compressed, if that was worth it."""
         if self._compress is None:
             self._compress = compression.compressor()
-        begun_s = time.monotonic()
+            self._compress(payload[:SAMPLE])  # the first call is slow: it makes room
+        # Of the processor: a wait for its turn says nothing of this chunk, and shows in what the span took.
+        begun_s = time.thread_time()
         found = self._compress(payload)
-        paid = self._worth.pays(len(payload), len(found), time.monotonic() - begun_s)
+        paid = self._worth.pays(len(payload), len(found), time.thread_time() - begun_s)
         return found if paid else None

@@ -51,7 +51,7 @@ class Path:
                 wire = size * self.ratio
                 self.compressed += 1
         sending = max(0.0, wire * self.link * self.lanes - own, size * self.write - own)
-        worth.sent(size, own + sending, sending)
+        worth.sent(size, round(wire), own + sending, sending)
         return own + sending
 
     def run(self, seconds: float) -> float:
@@ -174,7 +174,7 @@ def test_behind_chunks_that_were_not_worth_it_ever_more_are_not_looked_at() -> N
 def test_the_rule() -> None:
     """Doing it and sending less takes less time than sending the chunk as it is."""
     worth = Worth(1)
-    worth.sent(MIB, 1.0, MIB * 100 * BYTE)
+    worth.sent(MIB, MIB, 1.0, MIB * 100 * BYTE)
     assert worth.on
     assert worth.pays(1000, 400, 59 * 1000 * BYTE)
     assert not worth.pays(1000, 400, 61 * 1000 * BYTE)
