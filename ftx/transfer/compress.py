@@ -22,12 +22,17 @@ SLOW_S = 1 / 80e6
 SPAN_S = 0.5
 FIRST_S = 0.1  #: of the first span: a small transfer is soon over
 BETTER = 0.95  #: compressing must take at most this part of the time of sending as it is
-#: The longer a way of sending has been the better one, the seldomer the other is tried: after so many spans at most.
+#: From so long a round trip on, a connection begins slowly, whatever the link is; so the first chunk is compressed.
+FAR_S = 0.005
+FAR_SEND_S = 1 / 25e6  #: what a byte is taken to cost there before it is known
+#: Spans until the worse way of sending is tried again, twice as many each time that it still is; this at most.
 LONGEST = 16
+SURER = 8  #: times as many, where chunks are compressed and the link is seen to be slow
 #: Chunks that are not looked at, at most, behind those that were not worth it.
 MOST_UNSEEN = 16
 LEAST = 4096  #: bytes of a chunk that is looked at
 SAMPLE = 32 * 1024
+FIRST_TRUST = 2 * SURER, 4 * SURER
 
 
 class Worth:
@@ -35,22 +40,23 @@ class Worth:
 
     Args:
         lanes: that carry chunks at the same time, over one link as far as anybody knows.
+        far: the way is long.
 
     Attributes:
         on: chunks are to be looked at.
         in_doubt: the last one that was looked at was not worth it, or there was none: a sample first.
     """
 
-    def __init__(self, lanes: int) -> None:
-        self.on = False
+    def __init__(self, lanes: int, *, far: bool = False) -> None:
+        self.on = far
         self.in_doubt = True
         self._lanes = lanes
-        self._send_s = 0.0  # seconds that the link takes for a byte
+        self._send_s = FAR_SEND_S if far else 0.0  # seconds that the link takes for a byte
         self._plain_s = math.inf  # that a byte of a file took altogether, in the last span of chunks sent as they are
         self._span_s = FIRST_S
         self._size, self._wire, self._all_s, self._sending_s = 0, 0, 0.0, 0.0  # of this span
         self._rest, self._next_rest = 0, 1  # spans until compressing is tried again, and after the next failure
-        self._trust, self._next_trust = 2, 4  # spans until sending as it is is tried again
+        self._trust, self._next_trust = FIRST_TRUST  # spans until sending as it is is tried again
         self._unseen = self._misses = 0
 
     def sent(self, size: int, wire: int, all_s: float, sending_s: float) -> None:
@@ -62,29 +68,34 @@ class Worth:
         if self._all_s < self._span_s or not self._size:
             return
         took_s, send_s = self._all_s / self._size, self._sending_s / self._wire / self._lanes
-        if self.on:
+        if self._wire < self._size:
             self._compressed(took_s, slow=send_s >= SLOW_S)
         else:
             self._plain_s, self._send_s = took_s, send_s
-            self._rest = max(0, self._rest - 1)
-            self.on = not self._rest and send_s >= SLOW_S
+            if self.on:
+                self._failed()  # nothing of all that was looked at was worth it
+            else:
+                self._rest = max(0, self._rest - 1)
+                self.on = not self._rest and send_s >= SLOW_S
         self._span_s = SPAN_S
         self._size, self._wire, self._all_s, self._sending_s = 0, 0, 0.0, 0.0
 
     def _compressed(self, took_s: float, *, slow: bool) -> None:
         """A span with compressing is over, in which a byte of a file took so long; the link was seen to be slow."""
         if took_s > self._plain_s * BETTER:
-            self.on = False
-            self._rest, self._next_rest = self._next_rest, min(2 * self._next_rest, LONGEST)
-            self._trust, self._next_trust = 2, 4
+            self._failed()
+            self._trust, self._next_trust = FIRST_TRUST
             return
         self._next_rest = 1
-        if slow:
-            return
-        self._trust -= 1
-        if not self._trust:  # while the processor is the limit, the link may have become faster
+        # While the processor is the limit, the link may have become faster.
+        self._trust -= 1 if slow else SURER
+        if self._trust <= 0:
             self.on = False
-            self._trust, self._next_trust = self._next_trust, min(2 * self._next_trust, LONGEST)
+            self._trust, self._next_trust = self._next_trust, min(2 * self._next_trust, SURER * LONGEST)
+
+    def _failed(self) -> None:
+        self.on = False
+        self._rest, self._next_rest = self._next_rest, min(2 * self._next_rest, LONGEST)
 
     def looks(self) -> bool:
         """Whether to look at the next chunk."""
@@ -114,7 +125,7 @@ class Compressor:
     def __init__(self, lane: Lane, lanes: int) -> None:
         self.saved = self._saved = 0
         self._lane = lane
-        self._worth = Worth(lanes)
+        self._worth = Worth(lanes, far=lane.round_trip_s >= FAR_S)
         self._compress: Callable[[Buffer], bytes] | None = None
         self._begun_s = self._sending_s = 0.0
 

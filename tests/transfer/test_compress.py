@@ -27,9 +27,10 @@ class Path:
     write: float = 0.0
     ratio: float = 0.3
     lanes: int = 1
+    far: bool = False
 
     def __post_init__(self) -> None:
-        self.worth = Worth(self.lanes)
+        self.worth = Worth(self.lanes, far=self.far)
         self.looked = self.compressed = self.chunks = 0
 
     def chunk(self, size: int = MIB) -> float:
@@ -93,6 +94,22 @@ def test_a_small_transfer_over_a_slow_link_has_to_send_one_chunk_as_it_is() -> N
     for _ in range(5):
         path.chunk()
     assert path.compressed == 4
+
+
+def test_over_a_long_way_the_first_chunk_is_compressed() -> None:
+    path = Path(mbit(20), far=True)
+    path.chunk()
+    assert path.compressed == 1
+    path.run(60)
+    assert path.compressed > 0.95 * path.chunks
+
+
+def test_a_long_way_that_is_fast_is_found_out_soon() -> None:
+    path = Path(mbit(10_000), far=True)
+    path.run(1.5)
+    looked = path.looked
+    path.run(60)
+    assert path.looked == looked
 
 
 @pytest.mark.parametrize("rate", [600, 20])
