@@ -6,7 +6,17 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ftx.options import BenchOptions, Exists, InviteOptions, PairOptions, ReceiveOptions, SendOptions, checked, sources
+from ftx.options import (
+    BenchOptions,
+    Compress,
+    Exists,
+    InviteOptions,
+    PairOptions,
+    ReceiveOptions,
+    SendOptions,
+    checked,
+    sources,
+)
 from ftx.transfer.crew import Stop
 from ftx.transfer.events import (
     BenchFinished,
@@ -35,6 +45,7 @@ __all__ = [
     "BenchFinished",
     "BenchOptions",
     "Code",
+    "Compress",
     "EntryEnded",
     "Event",
     "Exists",

@@ -36,6 +36,13 @@ class Exists(Enum):
     FAIL = "fail"  #: leave it, fail the new one
 
 
+class Compress(Enum):
+    """Whether chunks are compressed on their way."""
+
+    AUTO = "auto"  #: where that is faster, and both sides can
+    NO = "no"  #: never
+
+
 def config_dir() -> Path:
     """The configuration folder: ``$FTX_CONFIG_DIR``, else ``$XDG_CONFIG_HOME/ftx``, else ``~/.config/ftx``."""
     if own := os.environ.get("FTX_CONFIG_DIR"):
@@ -258,6 +265,7 @@ class CallOptions(CommonOptions):
             count, and ``secret_file`` and ``accept_new`` are refused.
         rsh: the command for that, and its options.
         remote_ftx: the program ftx there: a name, or a path.
+        compress: whether chunks are compressed on their way, with zstd.
     """
 
     host: str
@@ -266,6 +274,7 @@ class CallOptions(CommonOptions):
     ssh: bool = False
     rsh: tuple[str, ...] = ("ssh",)
     remote_ftx: str = "ftx"
+    compress: Compress = Compress.AUTO
 
     CHECKS: ClassVar[Mapping[str, Check]] = {
         **CommonOptions.CHECKS,
@@ -276,6 +285,7 @@ class CallOptions(CommonOptions):
         "ssh": truth,
         "rsh": command,
         "remote_ftx": text,
+        "compress": Compress,
     }
 
     #: What is something else with ``ssh``.

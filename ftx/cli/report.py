@@ -102,10 +102,11 @@ def summary(event: Finished, moved: str = "sent") -> str:
     other = f", {event.kept} different and kept there" if event.kept else ""
     other += f", {event.left_out} left out" if event.left_out else ""
     failed += other + (" (-v says which)" if other else "")
+    less = f" as {human_bytes(event.bytes_wire)}" if 0 < event.bytes_wire < event.bytes_sent else ""
     rate = f", {human_bytes(event.bytes_sent / event.seconds)}/s" if event.seconds > 0 and event.bytes_sent else ""
     return (
         f"{files(event.files)} done{failed}; of {human_bytes(event.bytes_total)}, "
-        f"{human_bytes(event.bytes_sent)} {moved} and {human_bytes(event.bytes_reused)} already there; "
+        f"{human_bytes(event.bytes_sent)} {moved}{less} and {human_bytes(event.bytes_reused)} already there; "
         f"{human_seconds(event.seconds)}{rate}"
     )
 

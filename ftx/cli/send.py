@@ -10,7 +10,7 @@ import click
 from ftx.cli import params
 from ftx.cli.main import CONTEXT
 from ftx.cli.params import Remote
-from ftx.options import SendOptions
+from ftx.options import Compress, SendOptions
 
 CHECKS = SendOptions.CHECKS
 
@@ -35,6 +35,13 @@ CHECKS = SendOptions.CHECKS
     metavar="N",
     help="Connections to use, 1 to 64; the receiver may grant fewer.  [default: chosen by the distance]",
 )
+@click.option(
+    "--compress",
+    type=click.Choice([choice.value for choice in Compress]),
+    default=Compress.AUTO.value,
+    show_default=True,
+    help="Compress on the way: where that is faster and both sides have zstd, or not at all.",
+)
 @params.options_of_callers(CHECKS)
 @click.pass_context
 def send(
@@ -50,6 +57,7 @@ def send(
     verbose: int,
     retry_for: float,
     lanes: int | None,
+    compress: str,
     accept_new: bool,
     ssh: bool,
     rsh: tuple[str, ...] | None,
@@ -102,6 +110,7 @@ def send(
         plain=plain and not over_ssh,
         retry_for_s=retry_for,
         lanes=lanes or 0,
+        compress=Compress(compress),
         accept_new=accept_new and not over_ssh,
         tell_all=json or verbose > 0,
     )

@@ -28,8 +28,8 @@ from ftx.errors import (
 )
 from ftx.net.identity import Identity, fingerprint, signed_by
 from ftx.net.lane import Lane
+from ftx.protocol import compression, proof
 from ftx.protocol import messages as m
-from ftx.protocol import proof
 from ftx.protocol.messages import Method
 from ftx.protocol.session import Side
 
@@ -81,8 +81,9 @@ class Met(NamedTuple):
     unproven: bool
 
 
-def _hello(identity: Identity) -> m.Hello:
-    return m.Hello(m.MAGIC, m.PROTOCOL_VERSION, m.PROTOCOL_VERSION, secrets.token_bytes(32), identity.public)
+def _hello(identity: Identity, *, receives: bool) -> m.Hello:
+    tlvs = (m.Tlv(m.TLV_ZSTD, b""),) if receives and compression.available() else ()
+    return m.Hello(m.MAGIC, m.PROTOCOL_VERSION, m.PROTOCOL_VERSION, secrets.token_bytes(32), identity.public, tlvs)
 
 
 def _expect(lane: Lane, *kinds: type[m.Message], patience_s: float = 0) -> tuple[m.Message, bytes]:
@@ -170,10 +171,11 @@ def _call(lane: Lane, identity: Identity, *, plain: bool) -> tuple[m.Hello, byte
         from ftx.net import tls  # here: a plain run needs none of it
 
         lane.encrypt(tls.dialing())
-    hello_frame = lane.send(_hello(identity))
+    hello_frame = lane.send(_hello(identity, receives=False))
     hello, their_frame = _expect(lane, m.Hello)
     _check_version(hello)
     assert isinstance(hello, m.Hello)
+    lane.zstd = any(tlv.type == m.TLV_ZSTD for tlv in hello.tlvs)
     return hello, _transcript(lane, hello_frame, their_frame)
 
 
@@ -287,7 +289,7 @@ def listen(
     hello, their_frame = _expect(lane, m.Hello)
     if credentials is not None and not lane.encrypted:
         raise Refused(PLAIN_THERE)
-    our_frame = lane.send(_hello(identity))
+    our_frame = lane.send(_hello(identity, receives=True))
     _check_version(hello)
     theirs, _ = _expect(lane, m.Proof, m.Pair)
     assert isinstance(hello, m.Hello)

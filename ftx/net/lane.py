@@ -61,6 +61,8 @@ class Lane:
         encrypted: TLS is beneath it.
         fingerprint: SHA-256 of the listener's certificate, ``NO_FINGERPRINT`` without TLS.
         greeted: what answered is ftx, by its first bytes.
+        zstd: the peer has said that it takes compressed payloads.
+        sending_s: seconds spent in sending so far: mostly those in which the link took nothing.
         check: called a few times a second while a deadline holds; may raise to end what is waited for.
     """
 
@@ -84,6 +86,8 @@ class Lane:
         self._away_s = 0.0  # time since then in which nobody waited for bytes
         self._left_s: float | None = self.last_received_s  # since when nobody waits; None while somebody does
         self.greeted = False
+        self.zstd = False
+        self.sending_s = 0.0
         self._limited = False
         self._tells = log.isEnabledFor(logging.DEBUG)  # asked once: there may be millions of frames
         if sock.family in (socket.AF_INET, socket.AF_INET6):
@@ -327,7 +331,9 @@ class Lane:
         self.order.send(Type.DATA)
         if self._tells:
             log.debug("> %s", data)
-        self._queued += codec.encode_data(data.entry, data.index, data.digest, data.length, final=data.final)
+        self._queued += codec.encode_data(
+            data.entry, data.index, data.digest, data.length, final=data.final, compressed=data.compressed
+        )
         if data.length < LARGE_PAYLOAD:
             self._queued += payload
             if len(self._queued) >= QUEUE_BYTES:
@@ -350,6 +356,9 @@ class Lane:
 
     def _send_all(self, buffers: Sequence[Buffer]) -> None:
         views = [memoryview(buffer) for buffer in buffers if len(buffer)]
+        if not views:
+            return
+        begun_s = time.monotonic()
         while views:
             self._limit()
             try:
@@ -364,6 +373,7 @@ class Lane:
                 del views[0]
             if sent:
                 views[0] = views[0][sent:]
+        self.sending_s += self.last_sent_s - begun_s
 
     def _limit(self) -> None:
         """One deadline over any number of calls: a peer that dribbles gains nothing by it."""

@@ -347,7 +347,8 @@ class Header(NamedTuple):
 
 DAMAGED = "a frame arrived damaged (wrong frame check)"
 _DATA_TYPE = int(Type.DATA)
-_FINAL = m.CRITICAL | m.FINAL
+#: Flags of a DATA: [compressed][final].
+_DATA_FLAGS = tuple((m.CRITICAL | more, m.CRITICAL | m.FINAL | more) for more in (0, m.COMPRESSED))
 
 
 def _frame(type_: int, flags: int, body: bytes) -> bytes:
@@ -369,13 +370,15 @@ def encode(message: m.Message) -> bytes:
     return _frame(type_, 0 if type_ in OPTIONAL else m.CRITICAL, body)
 
 
-def encode_data(entry: int, index: int, digest: bytes, length: int, *, final: bool = False) -> bytes:
+def encode_data(
+    entry: int, index: int, digest: bytes, length: int, *, final: bool = False, compressed: bool = False
+) -> bytes:
     """What goes in front of a chunk's payload of ``length`` bytes: ``DATA_PREFIX`` bytes.
 
     The check covers the header and the body up to the payload; the payload has its digest there.
     """
     prefix = _DATA.pack(entry, index, digest)
-    start = _START.pack(_DATA_TYPE, _FINAL if final else m.CRITICAL, 0, _DATA_SIZE + length)
+    start = _START.pack(_DATA_TYPE, _DATA_FLAGS[compressed][final], 0, _DATA_SIZE + length)
     return start + xxhash.xxh3_64_digest(start + prefix) + prefix
 
 
@@ -418,7 +421,8 @@ def decode_body(header: Header, body: Buffer) -> m.Message | m.Unknown:
         raise LinkLost(DAMAGED)
     if header.type == Type.DATA:
         entry, index, digest = _DATA.unpack(body)
-        return m.Data(entry, index, digest, header.length - _DATA.size, bool(header.flags & m.FINAL))
+        length, flags = header.length - _DATA.size, header.flags
+        return m.Data(entry, index, digest, length, flags & m.FINAL != 0, flags & m.COMPRESSED != 0)
     layout = LAYOUTS.get(header.type)
     if layout is None:
         if header.flags & m.CRITICAL:
@@ -451,11 +455,11 @@ def data_in(buffer: bytearray, start: int, stop: int) -> m.Data | None:
     checked = buffer[start : start + _CHECKED] + buffer[start + HEADER_SIZE : start + DATA_PREFIX]
     if xxhash.xxh3_64_intdigest(checked) != check:
         raise LinkLost(DAMAGED)
-    return m.Data(entry, index, digest, length, bool(flags & m.FINAL))
+    return m.Data(entry, index, digest, length, flags & m.FINAL != 0, flags & m.COMPRESSED != 0)
 
 
 def check_tlvs(tlvs: tuple[m.Tlv, ...]) -> None:
-    """This version knows no TLV, so a critical one is refused by name and an optional one is skipped."""
+    """This version knows no critical TLV, so each is refused by name; an optional one is for who knows it."""
     for tlv in tlvs:
         if tlv.type & m.CRITICAL_TLV:
             raise Unsupported(f"the peer needs the unknown capability {tlv.type:#06x}")

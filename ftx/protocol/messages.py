@@ -44,8 +44,11 @@ DRAIN_S = 2  #: how long a side that sent its last ERROR goes on reading
 DRAIN_BYTES = 256 * 1024
 
 FINAL = 0x02  #: frame flag of DATA: it is all of a file, and stands for FINISH too
+COMPRESSED = 0x04  #: frame flag of DATA: its payload is a zstd frame of the chunk
 CRITICAL = 0x01  #: frame flag, and bit 15 of a TLV's type: refuse what you do not know
 CRITICAL_TLV = 0x8000
+TLV_ZSTD = 0x0001  #: in HELLO: as the receiver, this side takes compressed payloads
+MAX_ZSTD_WINDOW = 2**23  #: bytes; what RFC 8878 asks every decoder to have
 
 
 class Type(IntEnum):
@@ -342,7 +345,7 @@ class Digests(NamedTuple):
 class Data(NamedTuple):
     """Sender: one chunk. Its payload of ``length`` bytes follows on the lane and is not part of the message.
 
-    ``final``: it is all of a file, and stands for the FINISH too.
+    ``final``: it is all of a file, and stands for the FINISH too. ``compressed``: the payload is a zstd frame.
     """
 
     entry: int
@@ -350,6 +353,7 @@ class Data(NamedTuple):
     digest: bytes
     length: int
     final: bool = False
+    compressed: bool = False
 
 
 class Zeros(NamedTuple):

@@ -27,9 +27,9 @@ from ftx.errors import (
     from_wire,
 )
 from ftx.net.lane import Lane
-from ftx.options import SendOptions
+from ftx.options import Compress, SendOptions
+from ftx.protocol import compression, proof
 from ftx.protocol import messages as m
-from ftx.protocol import proof
 from ftx.protocol.manifest import Kind
 from ftx.protocol.messages import Role
 from ftx.storage import disk, scan
@@ -67,6 +67,7 @@ class _Totals:
     reused: int = 0
     kept: int = 0
     left_out: int = 0
+    saved: int = 0  # by compressing, also of what has not ended
 
 
 class SendRun:
@@ -118,6 +119,7 @@ class SendRun:
             bytes_total=self._bytes_total(),
             bytes_sent=self._moved()[0],
             bytes_reused=self._moved()[1],
+            bytes_wire=self._moved()[0] - total.saved,
             seconds=time.monotonic() - started - self._caller.asked_s,
             kept=total.kept,
             left_out=total.left_out,
@@ -239,10 +241,14 @@ class SendRun:
     def _transfer(self, lane: Lane, opened: m.Opened, join: Join) -> None:
         self._plan = plan = Plan(self._options.digest)
         plan.opened(opened.window)
-        session = SendSession(lane, opened.lanes, join, plan, self._feed, self._entry_ended, self._options.timeout_s)
+        session = SendSession(
+            lane, opened.lanes, join, plan, self._feed, self._entry_ended, self._options.timeout_s,
+            compress=lane.zstd and compression.available() and self._options.compress is Compress.AUTO,
+        )  # fmt: skip
         try:
             session.run(self._stop, self._tick)
         finally:
+            self._ended.saved += session.saved
             self._plan = None
             self._paused = None
 

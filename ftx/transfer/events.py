@@ -214,7 +214,8 @@ class Finished(Event):
     """Last of all. ``files`` ended well, of which ``skipped`` needed nothing; ``code`` is the exit code.
 
     Of those skipped, ``kept`` are different there, and the receiver keeps what it has. ``left_out`` counts what is
-    never sent, and is part of nothing else: sockets, devices, names that are ftx's own.
+    never sent, and is part of nothing else: sockets, devices, names that are ftx's own. ``bytes_wire`` is what
+    ``bytes_sent`` came to on the wire: less, where chunks were compressed.
     """
 
     type: ClassVar[str] = "finished"
@@ -229,6 +230,7 @@ class Finished(Event):
     seconds: float = 0.0
     kept: int = 0
     left_out: int = 0
+    bytes_wire: int = 0
 
 
 @dataclass(frozen=True, slots=True)

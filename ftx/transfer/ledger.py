@@ -71,17 +71,19 @@ class Ledger:
         folder: where the session's paths begin, from the destination on; empty for itself.
         tell_all: ``ended`` has every entry, and not only those that failed.
         max_size: bytes of the largest file that is taken.
+        compressed: this side has said that it takes compressed payloads.
     """
 
     def __init__(
         self, digest: DigestName, window: int, folder: bytes = b"", *, tell_all: bool = True,
-        max_size: int = MAX_FILE_SIZE,
+        max_size: int = MAX_FILE_SIZE, compressed: bool = False,
     ) -> None:  # fmt: skip
         self._lock = threading.Lock()
         self._digest = digest
         self._folder_path = folder
         self._tell_all = tell_all
         self._max_size = max_size
+        self._compressed = compressed
         self._window = max(window, m.INITIAL_WINDOW)
         self._live: dict[int, Receiving | Small] = {}
         self._inside: dict[bytes, int] = {}  # folder -> live entries right below it
@@ -90,7 +92,7 @@ class Ledger:
         self._ended: list[Outcome] = []
         self.done = self.skipped = self.failed = 0
         self.files = self.files_skipped = 0  # what ended well, without folders, and what of it needed nothing
-        self.bytes_received = self.bytes_held = self.bytes_offered = self.bytes_zeros = 0
+        self.bytes_received = self.bytes_held = self.bytes_offered = self.bytes_zeros = self.bytes_saved = 0
 
     # --- what the sender says ---
 
@@ -242,6 +244,8 @@ class Ledger:
         places: list[Receiving | Small | None] = []
         with self._lock:
             for data in chunks:
+                if data.compressed:
+                    data = self._whole(data)
                 live = self._live.get(data.entry)
                 fresh = isinstance(live, Small) and not live.begun and live.state is State.WANTED
                 if isinstance(live, Small) and fresh and data.index == 0 and data.length == live.entry.size > 0:
@@ -251,6 +255,19 @@ class Ledger:
                 else:
                     places.append(self._begin(data))
         return places
+
+    def _whole(self, data: m.Data) -> m.Data:
+        """A compressed DATA as it would be without: with the length of its chunk."""
+        if not self._compressed:
+            raise ProtocolError("a compressed DATA, which this side has not said it takes")
+        live = self._live.get(data.entry)
+        if live is None:
+            return data  # it is late, as will turn out
+        length = (Grid.of(live.entry.size) if isinstance(live, Small) else live.grid).length(data.index)
+        if data.length >= length > 0:  # 0: it has no such chunk, as will turn out
+            raise ProtocolError(f"chunk {data.index} of entry {data.entry} is compressed and no smaller")
+        self.bytes_saved += length - data.length
+        return data._replace(length=length)
 
     def _begin(self, data: m.Data) -> Receiving | None:
         receiving = self._step(data.entry, Type.DATA)

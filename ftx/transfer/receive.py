@@ -19,8 +19,9 @@ from typing import Any, assert_never
 from ftx.errors import DestinationError, FtxError, NoSpace, PeerSilent, Refused, Superseded, from_wire
 from ftx.net.lane import Lane
 from ftx.options import ReceiveOptions
+from ftx.protocol import compression
 from ftx.protocol import messages as m
-from ftx.protocol.manifest import DigestName, Entry, Kind
+from ftx.protocol.manifest import Buffer, DigestName, Entry, Kind
 from ftx.storage import disk
 from ftx.storage.partial import DIRTY_BYTES, Partial, PartialStore
 from ftx.storage.scratch import Scratch, Whole
@@ -56,7 +57,7 @@ ANSWERS = (m.Skip, m.Refuse, m.Receipt)
 _XXH3 = DigestName.XXH3_128.function
 
 #: A chunk that has come: where it belongs, what was said of it, its bytes.
-Chunk = tuple[Receiving | Small, m.Data, memoryview]
+Chunk = tuple[Receiving | Small, m.Data, Buffer]
 
 
 class ReceiveSession:
@@ -87,7 +88,10 @@ class ReceiveSession:
         lanes: int,
         untold: events.Untold,
     ) -> None:
-        self.ledger = Ledger(request.digest, WINDOW, limits.folder, tell_all=options.tell_all, max_size=limits.max_size)
+        self.ledger = Ledger(
+            request.digest, WINDOW, limits.folder, tell_all=options.tell_all, max_size=limits.max_size,
+            compressed=compression.available(),
+        )  # fmt: skip
         self.failure: FtxError | None = None
         self._lane = lane
         self._lanes = {1: lane}
@@ -275,31 +279,33 @@ class ReceiveSession:
         written: list[tuple[Receiving | Small, int, bytes]] = []
         with self._under_way.scratch.turn if chunks[0][0].length <= SMALL else nullcontext():
             full = self._full()
-            for (data, payload), where in zip(chunks, self.ledger.begin([data for data, _ in chunks]), strict=True):
+            for (data, arrived), where in zip(chunks, self.ledger.begin([data for data, _ in chunks]), strict=True):
                 if where is None:
-                    continue
-                # G4: what was damaged on the way is never written.
-                if _XXH3(payload) != data.digest:
-                    actions += self.ledger.damaged(where, data.index)
                     continue
                 whole = self._under_way.get(data.entry) if isinstance(where, Small) else None
                 if full is not None or not isinstance(whole, Whole):
-                    left.append(((where, data, payload), full))
+                    left.append(((where, data, arrived), full))
+                    continue
+                if (chunk := _intact(where, data, arrived)) is None:
+                    actions += self.ledger.damaged(where, data.index)
                     continue
                 try:
-                    whole.write(data.index, payload)
+                    whole.write(data.index, chunk)
                 except OSError as error:
-                    left.append(((where, data, payload), disk.destination_error(where.entry.path, error)))
+                    left.append(((where, data, arrived), disk.destination_error(where.entry.path, error)))
                 else:
-                    written.append((where, data.index, self._kept_digest(data, payload)))
+                    written.append((where, data.index, self._kept_digest(data, chunk)))
             if not left:
                 self._act(actions + self.ledger.written(written))
                 return
         try:
             for (where, data, payload), problem in left:
+                if (chunk := _intact(where, data, payload)) is None:
+                    actions += self.ledger.damaged(where, data.index)
+                    continue
                 try:
-                    if self._put(where.entry, methodcaller("write", data.index, payload), problem):
-                        written.append((where, data.index, self._kept_digest(data, payload)))
+                    if self._put(where.entry, methodcaller("write", data.index, chunk), problem):
+                        written.append((where, data.index, self._kept_digest(data, chunk)))
                 except DestinationError as failure:
                     actions += self.ledger.fail(data.entry, failure.wire, str(failure))
             actions += self.ledger.written(written)
@@ -310,7 +316,7 @@ class ReceiveSession:
             if self._fsync and isinstance(partial, Partial) and partial.dirty >= DIRTY_BYTES:
                 self._publisher.sync(data.entry, partial)
 
-    def _kept_digest(self, data: m.Data, payload: memoryview) -> bytes:
+    def _kept_digest(self, data: m.Data, payload: Buffer) -> bytes:
         """A chunk's digest by the session's name for it."""
         return data.digest if self._digest is DigestName.XXH3_128 else self._digest.function(payload)
 
@@ -382,6 +388,15 @@ class ReceiveSession:
                     self._lane.send(m.Busy(self._publisher.steps) if self._publisher.working else m.Ping())
         finally:
             self._quiet.set()
+
+
+def _intact(where: Receiving | Small, data: m.Data, payload: Buffer) -> Buffer | None:
+    """The chunk that has come, decompressed if need be; None if it was damaged on the way (G4)."""
+    chunk: Buffer | None = payload
+    if data.compressed:
+        length = where.entry.size if isinstance(where, Small) else where.grid.length(data.index)
+        chunk = compression.decompress(payload, length)
+    return None if chunk is None or _XXH3(chunk) != data.digest else chunk
 
 
 class _Reader:

@@ -98,6 +98,7 @@ class _Totals:
     received: int = 0
     reused: int = 0
     zeros: int = 0
+    saved: int = 0
 
     def add(self, ledger: Ledger | None) -> None:
         if ledger is None:
@@ -109,6 +110,7 @@ class _Totals:
         self.received += ledger.bytes_received
         self.reused += ledger.bytes_held
         self.zeros += ledger.bytes_zeros
+        self.saved += ledger.bytes_saved
 
 
 @dataclass(slots=True)
@@ -186,6 +188,7 @@ class Receiver:
             skipped=every.skipped,
             bytes_total=every.offered,
             bytes_sent=every.received,
+            bytes_wire=every.received - every.saved,
             bytes_reused=every.reused,
             seconds=time.monotonic() - started,
         )

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import compress
+from itertools import compress as chosen
 from typing import assert_never
 
 from ftx.errors import FtxError, Interrupted, LinkLost, PeerSilent, SourceChanged, SourceError, from_wire
@@ -24,6 +24,7 @@ from ftx.storage.scan import FolderRead, Found, Odd
 from ftx.storage.source import Source
 from ftx.transfer.actions import SMALL, AnswerDigests, CheckSource, HashChunk, Job, Outcome, Say, SendChunk, SendSmall
 from ftx.transfer.call import Join
+from ftx.transfer.compress import Compressor
 from ftx.transfer.crew import Crew, Stop
 from ftx.transfer.feed import Feed, Item
 from ftx.transfer.offers import Offers
@@ -50,6 +51,7 @@ class SendSession:
         feed: what to send; each source is tried ``MAX_OFFERS`` times if it keeps changing.
         on_outcome: called by the caller's thread for each source that ended, and for what is not sent at all.
         timeout_s: how long the peer may be silent.
+        compress: the receiver takes compressed chunks, and may get some.
     """
 
     def __init__(
@@ -61,6 +63,8 @@ class SendSession:
         feed: Feed,
         on_outcome: Callable[[Item | Odd, Outcome | None], None],
         timeout_s: float,
+        *,
+        compress: bool = False,
     ) -> None:
         self._lane = lane
         self._lanes = [lane]
@@ -71,6 +75,8 @@ class SendSession:
         self._feed = feed
         self._on_outcome = on_outcome
         self._timeout_s = timeout_s
+        self._compress = compress
+        self._compressors: list[Compressor] = []
         self._offers = Offers(plan)
         self._outcomes: deque[tuple[Item | Odd, Outcome | None]] = deque()
         self._wake = threading.Condition()  # covers the offers, too; never held while anything is waited for
@@ -106,6 +112,19 @@ class SendSession:
             on_tick()
             for lane in self._lanes[1:]:
                 lane.close()
+
+    @property
+    def saved(self) -> int:
+        """Bytes that did not have to travel because chunks were compressed."""
+        return sum(compressor.saved for compressor in self._compressors)
+
+    def compressor(self, lane: Lane) -> Compressor | None:
+        """What compresses a lane's chunks, where that is wanted."""
+        if not self._compress:
+            return None
+        made = Compressor(lane, max(1, self._granted - 1))
+        self._compressors.append(made)
+        return made
 
     def _keep_unfinished(self) -> None:
         """What was under way is offered again in the next session."""
@@ -327,6 +346,7 @@ class _Writer:
         self._lane = lane
         self._session = session
         self._plan = session.plan
+        self._compressor = session.compressor(lane)
         self._buffer = memoryview(bytearray(0))
 
     def do(self, job: Job) -> None:
@@ -396,6 +416,8 @@ class _Writer:
     def _send_small(self, job: SendSmall) -> None:
         if len(self._buffer) < SMALL_STEP * SMALL:
             self._buffer = memoryview(bytearray(SMALL_STEP * SMALL))
+        if self._compressor is not None:
+            self._compressor.begin()
         function = self._plan.digest.function
         begun = self._plan.small_begun(job.entries)
         read: list[tuple[int, bytes, memoryview]] = []
@@ -415,20 +437,29 @@ class _Writer:
                 self._keep_alive()
                 read = []
         self._queue_small(read)
+        if self._compressor is not None:
+            self._compressor.sent(at)
 
     def _queue_small(self, read: Sequence[tuple[int, bytes, memoryview]]) -> None:
         """Send small files that were read, with their FINISH: (entry, digest, contents)."""
-        name = self._plan.digest
+        name, compressor = self._plan.digest, self._compressor
+        compress = compressor.compress if compressor is not None and compressor.on else None
         # Noted before it is sent: its receipt may be here before the call that sends it returns.
         wanted = self._plan.small_read([(entry_id, digest) for entry_id, digest, _ in read])
-        for entry_id, digest, payload in compress(read, wanted):
+        for entry_id, digest, payload in chosen(read, wanted):
             if not payload:
                 self._say(m.Finish(entry_id, root_of_one(name, b"", 0)))
                 continue
             transit = digest if name is DigestName.XXH3_128 else DigestName.XXH3_128.function(payload)
-            self._lane.queue_data(m.Data(entry_id, 0, transit, len(payload), final=True), payload)
+            if compress is not None and (less := compress(payload)) is not None:
+                self._lane.queue_data(m.Data(entry_id, 0, transit, len(less), final=True, compressed=True), less)
+            else:
+                self._lane.queue_data(m.Data(entry_id, 0, transit, len(payload), final=True), payload)
 
     def _send_chunk(self, source: Source, job: SendChunk) -> None:
+        compressor = self._compressor
+        if compressor is not None:
+            compressor.begin()
         payload, digest = self._read_chunk(source, job.entry, job.index)
         length, name = len(payload), self._plan.digest
         # Equal digests only make it likely: what is not sent must be known to be zeros (G4).
@@ -439,7 +470,12 @@ class _Writer:
             self._say(m.Zeros(job.entry, (m.Range(job.index, 1),)))
             return
         transit = digest if name is DigestName.XXH3_128 else DigestName.XXH3_128.function(payload)
-        self._lane.queue_data(m.Data(job.entry, job.index, transit, length), payload)
+        if compressor is not None and compressor.on and (less := compressor.compress(payload)) is not None:
+            self._lane.queue_data(m.Data(job.entry, job.index, transit, len(less), compressed=True), less)
+        else:
+            self._lane.queue_data(m.Data(job.entry, job.index, transit, length), payload)
+        if compressor is not None:
+            compressor.sent(length)
 
     def _read_chunk(self, source: Source, entry_id: int, index: int) -> tuple[memoryview, bytes]:
         """A chunk and its digest, noted in the plan."""

@@ -18,7 +18,7 @@ from ftx.cli.params import Remote, parse_remote
 OPTIONS_OF_BOTH = ["--port", "--json", "--quiet", "-v", "--timeout", "--secret-file", "--plain", "--version"]
 OPTIONS_OF_CALLERS = ["--accept-new", "--ssh", "--rsh", "--remote-ftx", "--code-fd"]
 OPTIONS = {
-    "send": [*OPTIONS_OF_BOTH, *OPTIONS_OF_CALLERS, "--retry-for", "--lanes"],
+    "send": [*OPTIONS_OF_BOTH, *OPTIONS_OF_CALLERS, "--retry-for", "--lanes", "--compress"],
     "bench": [*OPTIONS_OF_BOTH, *OPTIONS_OF_CALLERS, "--lanes", "--dir", "--step"],
     "receive": [
         *OPTIONS_OF_BOTH,

@@ -160,7 +160,8 @@ def frames() -> list[bytes]:
         m.WantAll((7, 8, 9)),
         m.Error(65, "a newer run"),
     ]
-    return [*map(codec.encode, messages), codec.encode_data(7, 0, bytes(16), 3), codec.encode_grease(1, b"x")]
+    datas = [codec.encode_data(7, 0, bytes(16), 3), codec.encode_data(7, 0, bytes(16), 3, compressed=True) + b"abc"]
+    return [*map(codec.encode, messages), *datas, codec.encode_grease(1, b"x")]
 
 
 @seeds

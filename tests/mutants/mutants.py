@@ -110,8 +110,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "a payload's digest is ignored",
         ("G4",),
         "ftx/transfer/receive.py",
-        "if _XXH3(payload) != data.digest:",
-        "if False:",
+        "return None if chunk is None or _XXH3(chunk) != data.digest else chunk",
+        "return chunk",
         "tests/e2e/test_every_byte.py::test_G4_a_damaged_payload_is_repaired_in_place",
     ),
     Mutant(
@@ -512,10 +512,10 @@ MUTANTS: tuple[Mutant, ...] = (
         "frames come in any order",
         ("G12",),
         "ftx/protocol/session.py",
-        """            return LANE[side, phase][type_]
+        """            return self._order[side, phase][type_]
         except KeyError:
             raise""",
-        """            return LANE[side, phase][type_]
+        """            return self._order[side, phase][type_]
         except KeyError:
             return phase
         if not phase:
@@ -607,7 +607,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "outcomes are heaped up that nobody reports",
         ("G8",),
         "ftx/transfer/send.py",
-        "while self._outcomes.qsize() >= MAX_UNTOLD:",
+        "while len(self._outcomes) >= MAX_UNTOLD:",
         "while False:",
         "tests/transfer/test_slow_source.py::test_g8_the_scan_waits_for_whoever_reports_what_it_found",
     ),
@@ -819,5 +819,70 @@ MUTANTS: tuple[Mutant, ...] = (
         "else packed[:8].hex()",
         "else address",
         "tests/hostile/test_strangers.py::test_g9_a_flood_from_one_ipv6_network_crowds_itself",
+    ),
+    # --- Compressed chunks
+    Mutant(
+        "what is decompressed is not verified",
+        ("G4",),
+        "ftx/transfer/receive.py",
+        "return None if chunk is None or _XXH3(chunk) != data.digest else chunk",
+        "return None if chunk is None or (not data.compressed and _XXH3(chunk) != data.digest) else chunk",
+        "tests/e2e/test_compression.py::test_g4_who_compresses_wrongly_is_asked_three_times",
+    ),
+    Mutant(
+        "a payload that is no frame is not asked for again",
+        ("G4", "G8"),
+        "ftx/transfer/receive.py",
+        "return None if chunk is None or _XXH3(chunk) != data.digest else chunk",
+        "return None if _XXH3(chunk) != data.digest else chunk",
+        "tests/hostile/test_compressed.py::test_g8_a_bomb_is_asked_for_three_times_more_and_refused",
+    ),
+    Mutant(
+        "the size in a frame's header is ignored",
+        ("G8",),
+        "ftx/protocol/compression.py",
+        "if info.decompressed_size != length or info.dictionary_id:",
+        "if info.dictionary_id:",
+        PROTOCOL + "compression.py::test_g8_a_payload_outside_the_rules_is_none",
+    ),
+    Mutant(
+        "a window of any size is taken",
+        ("G8",),
+        "ftx/protocol/compression.py",
+        "m.MAX_ZSTD_WINDOW.bit_length() - 1",
+        "31",
+        PROTOCOL + "compression.py::test_g8_a_payload_outside_the_rules_is_none",
+    ),
+    Mutant(
+        "what stands behind a frame is ignored",
+        ("G8",),
+        "ftx/protocol/compression.py",
+        " and not frame.unused_data",
+        "",
+        PROTOCOL + "compression.py::test_g8_a_payload_outside_the_rules_is_none",
+    ),
+    Mutant(
+        "a compressed payload may be larger than its chunk",
+        ("G8",),
+        "ftx/transfer/ledger.py",
+        "if data.length >= length > 0:",
+        "if False:",
+        LEDGER + "g8_a_compressed_chunk_that_is_no_smaller_is_refused",
+    ),
+    Mutant(
+        "compressed chunks are taken by who has not said so",
+        ("G12",),
+        "ftx/transfer/ledger.py",
+        "if not self._compressed:",
+        "if False:",
+        LEDGER + "who_has_not_said_that_it_takes_compressed_chunks_refuses_them",
+    ),
+    Mutant(
+        "chunks are compressed for a receiver that has not said it takes them",
+        ("G12",),
+        "ftx/transfer/dialer.py",
+        "compress=lane.zstd and compression",
+        "compress=compression",
+        "tests/e2e/test_compression.py::test_g12_not_where_one_side_has_no_library",
     ),
 )

@@ -25,7 +25,8 @@ N16, N32 = bytes(range(16)), bytes(range(32))
 def encode(message: m.Message) -> bytes:
     """The frame, without DATA's payload."""
     if isinstance(message, m.Data):
-        return codec.encode_data(message.entry, message.index, message.digest, message.length, final=message.final)
+        flags = {"final": message.final, "compressed": message.compressed}
+        return codec.encode_data(message.entry, message.index, message.digest, message.length, **flags)
     return codec.encode(message)
 
 
@@ -66,7 +67,7 @@ SAMPLES: dict[Type, tuple[m.Message, m.Message]] = {
     ),
     Type.DIGESTS: (m.Digests(0, DigestName.XXH3_128, 0, b""), m.Digests(U64, DigestName.SHA_256, U64, N32 * 3)),
     Type.WANT_ALL: (m.WantAll(()), m.WantAll((U64,) * (m.MAX_ANSWERS - 1) + (0,))),
-    Type.DATA: (m.Data(0, 0, bytes(16), 0), m.Data(U64, U64, b"\xff" * 16, MAX_CHUNK, final=True)),
+    Type.DATA: (m.Data(0, 0, bytes(16), 0), m.Data(U64, U64, b"\xff" * 16, MAX_CHUNK, True, True)),
     Type.ZEROS: (m.Zeros(0, ()), m.Zeros(U64, (RANGE, RANGE))),
     Type.FINISH: (m.Finish(0, b""), m.Finish(U64, N32)),
     Type.RECEIPT: (m.Receipt(()), m.Receipt((m.ReceiptItem(U64, U8, N32), m.ReceiptItem(0, 0, b"")))),
@@ -299,14 +300,15 @@ def test_g4_the_check_of_data_covers_all_but_the_payload() -> None:
     assert decode(frame + b"\xff" * 1000) == decode(frame + b"\0" * 1000) == m.Data(7, 9, N16, 1000)
 
 
+@pytest.mark.parametrize("compressed", [False, True], ids=["", "compressed"])
 @pytest.mark.parametrize("final", [False, True], ids=["", "final"])
-def test_a_data_that_has_arrived_whole_is_the_same_as_in_two_steps(*, final: bool) -> None:
+def test_a_data_that_has_arrived_whole_is_the_same_as_in_two_steps(*, final: bool, compressed: bool) -> None:
     """And nothing is taken of what lacks its end, wherever that is; nor of any other frame."""
-    frame = codec.encode_data(7, 0, N16, 9, final=final) + b"nine char"
+    frame = codec.encode_data(7, 0, N16, 9, final=final, compressed=compressed) + b"nine char"
     buffer = bytearray(b"before" + frame + b"behind")
     start, stop = 6, 6 + len(frame)
-    assert codec.data_in(buffer, start, stop) == decode(frame) == m.Data(7, 0, N16, 9, final)
-    assert codec.data_in(buffer, start, len(buffer)) == m.Data(7, 0, N16, 9, final)
+    assert codec.data_in(buffer, start, stop) == decode(frame) == m.Data(7, 0, N16, 9, final, compressed)
+    assert codec.data_in(buffer, start, len(buffer)) == m.Data(7, 0, N16, 9, final, compressed)
     for end in range(start, stop):
         assert codec.data_in(buffer, start, end) is None
     for type_ in LIVELY:
@@ -329,6 +331,13 @@ def test_g4_each_damaged_byte_of_a_data_that_has_arrived_whole_is_noticed() -> N
             assert found is None, at
             with pytest.raises((LinkLost, ProtocolError)):
                 decode(bytes(damaged))
+
+
+def test_the_flag_of_a_compressed_data() -> None:
+    both = codec.encode_data(7, 9, N16, 5, final=True, compressed=True)
+    assert both[1] == m.CRITICAL | m.FINAL | m.COMPRESSED
+    assert codec.encode_data(7, 9, N16, 5, compressed=True)[1] == m.CRITICAL | m.COMPRESSED
+    assert decode(both + bytes(5)) == m.Data(7, 9, N16, 5, final=True, compressed=True)
 
 
 def test_the_flag_of_a_final_data() -> None:

@@ -21,7 +21,7 @@ from ftx import errors
 from ftx.net.identity import Identity, fingerprint
 from ftx.net.pairing import Exchange
 from ftx.options import CommonOptions
-from ftx.protocol import codec, manifest, messages, proof, session, ssh
+from ftx.protocol import codec, compression, manifest, messages, proof, session, ssh
 from ftx.protocol import messages as m
 from ftx.protocol.manifest import ZERO_TAG, ChunkDigests, DigestName, Grid, Kind
 from ftx.protocol.messages import Method, Role, SkipReason, Type
@@ -129,6 +129,12 @@ TAG = manifest.source_tag(DIALER.tag_key, INODE, CTIME_NS)
 JOB = proof.job_id([b"/home/ann/blob.bin"], b"inbox")
 GREASE = codec.encode_grease(5, b"grease")
 CODE = "4821-amber-tulip"
+LINES = b"".join(b"line %d\n" % number for number in range(100))
+LINES_COMPRESSED = bytes.fromhex(
+    "28b52ffd601602750300b2461010b0a77007691800695744a4b4b4e8400cc3ffffffff99999999191111111111dbb66dbb6ddbb625499224"
+    "b76ddb3649922429222216111f7139c51000080a034263a820bccdd04b751012c40f65b76eb76dbb638ab4a340fb643b1b8861162fc9ca5c"
+    "7ddad7e9a2004901"
+)
 
 
 @cache
@@ -284,6 +290,10 @@ def values() -> dict[str, bytes]:
         "source tag": TAG,
         "key of the partial": partial_key(peer, b"inbox/blob.bin"),
         "journal": journal_example(peer),
+        "compressed DATA": codec.encode_data(
+            7, 0, xxhash.xxh3_128_digest(LINES), len(LINES_COMPRESSED), final=True, compressed=True
+        )
+        + LINES_COMPRESSED,
     }
     one = Grid.of(1)
     for name in DigestName:
@@ -645,6 +655,16 @@ def test_value_vectors() -> None:
     shown = {name: bytes.fromhex(re.sub(r"\s", "", hex_)) for name, hex_ in found}
     assert len(shown) == len(found) >= 20
     assert shown == values()
+
+
+def test_the_compressed_chunk_of_the_document() -> None:
+    """Made once: another version of the library may make another one, and all make the chunk of it."""
+    assert compression.decompress(LINES_COMPRESSED, len(LINES)) == LINES
+
+
+def test_tlv_table() -> None:
+    rows = table(section("TLVs"), "Type", "Name", "In", "Value", "Meaning")
+    assert [row[:4] for row in rows] == [[f"{m.TLV_ZSTD:#06x}", "ZSTD", "HELLO", "empty"]]
 
 
 def test_the_journal_of_the_appendix_is_the_codes() -> None:

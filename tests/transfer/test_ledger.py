@@ -40,6 +40,7 @@ from ftx.transfer.ledger import (
     Take,
 )
 from ftx.transfer.plan import Plan
+from ftx.transfer.receiving import Small
 from tests.support.ledger import OneByOne
 
 XXH3, SHA = DigestName.XXH3_128, DigestName.SHA_256
@@ -1242,3 +1243,63 @@ def test_a_folder_waits_for_its_small_files() -> None:
     arrive_whole(ledger, 2)
     actions = ledger.committed([(1, b"d/x"), (2, b"d/y")], durable=True)
     assert looked_at(actions[1:]) == [3]
+
+
+# --- Compressed chunks ---------------------------------------------------------------------------------
+
+
+def unpacking(*counts: int) -> OneByOne:
+    """A ledger of a side that takes compressed payloads, which wants files of so many chunks."""
+    ledger = OneByOne(XXH3, WINDOW, compressed=True)
+    offer(ledger, *counts)
+    for entry_id, count in enumerate(counts, 1):
+        ledger.looked_one(entry_id, FRESH if count == 1 else take(count))
+    return ledger
+
+
+@pytest.mark.usefixtures("small")
+def test_a_compressed_chunk_counts_like_any_other() -> None:
+    ledger = unpacking(1, 2)
+    where = ledger.begin_one(final()._replace(length=3, compressed=True))
+    assert isinstance(where, Small) and where.entry.size == CHUNK
+    assert ledger.written_one(where, 0, XXH3.function(chunk(0))) == [Commit((1,))]
+    where = ledger.begin_one(data(1, entry=2)._replace(length=CHUNK - 1, compressed=True))
+    assert isinstance(where, Receiving) and where.grid.length(1) == CHUNK
+    assert (ledger.bytes_received, ledger.bytes_saved) == (CHUNK, CHUNK - 3 + 1)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("entry", [1, 2], ids=["small", "large"])
+@pytest.mark.parametrize("length", [CHUNK, CHUNK + 1])
+def test_g8_a_compressed_chunk_that_is_no_smaller_is_refused(entry: int, length: int) -> None:
+    with pytest.raises(ProtocolError, match="compressed and no smaller"):
+        unpacking(1, 2).begin_one(data(0, entry=entry)._replace(length=length, compressed=True))
+
+
+@pytest.mark.usefixtures("small")
+def test_a_compressed_chunk_that_nobody_asked_for_is_refused_like_any_other() -> None:
+    for one in (data(2, entry=2), data(1), data(0, entry=3)):
+        with pytest.raises(ProtocolError, match="not asked for|never offered"):
+            unpacking(1, 2).begin_one(one._replace(length=3, compressed=True))
+    ledger = unpacking(1)
+    ledger.fail(1, NoSpace.wire, "full")
+    assert ledger.begin_one(data(0)._replace(length=3, compressed=True)) is None
+
+
+@pytest.mark.usefixtures("small")
+def test_who_has_not_said_that_it_takes_compressed_chunks_refuses_them() -> None:
+    ledger, _ = fresh(1)
+    with pytest.raises(ProtocolError, match="has not said"):
+        ledger.begin_one(final()._replace(length=3, compressed=True))
+
+
+@pytest.mark.usefixtures("small")
+def test_g4_a_compressed_chunk_that_was_damaged_is_wanted_again() -> None:
+    ledger = unpacking(1)
+    for _ in range(m.MAX_REPAIRS):
+        where = ledger.begin_one(final()._replace(length=3, compressed=True))
+        assert where is not None
+        assert ledger.damaged(where, 0) == [want((0, 1))]
+    where = ledger.begin_one(final()._replace(length=3, compressed=True))
+    assert where is not None
+    assert shape(ledger.damaged(where, 0)) == refused(IntegrityError.wire)
