@@ -23,6 +23,7 @@ from ftx.transfer.events import (
     SessionEnd,
     SessionUp,
     Start,
+    Tuned,
     Warn,
 )
 
@@ -51,6 +52,7 @@ __all__ = [
     "SessionUp",
     "Start",
     "Stop",
+    "Tuned",
     "Warn",
     "invite",
     "pair",

@@ -23,7 +23,10 @@ _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 
 
 MAX_LANES = 64  #: of one session
+#: Bytes a second. Much slower, and the 4096 bytes that a receiver takes for a sign of life would take too long.
+MIN_RATE = 1024
 FINGERPRINT = "ed25519:"  #: what a fingerprint begins with
+_CONGESTION = re.compile(r"[!-~]{1,15}")
 _PEER_NAME = re.compile(r"[^\s#\x00-\x1f\x7f][^\s\x00-\x1f\x7f]{0,63}")
 
 
@@ -144,6 +147,14 @@ def far_folder(value: Any) -> str:
     return folder
 
 
+def congestion_name(value: Any) -> str:
+    """What a kernel may call a congestion control."""
+    name = text(value)
+    if not _CONGESTION.fullmatch(name):
+        raise ValueError(f"{value!r} is no congestion control: one word of at most 15 characters")
+    return name
+
+
 def command(value: Any) -> tuple[str, ...]:
     """A program and its arguments."""
     words: tuple[str, ...] = several(text)(value)
@@ -256,6 +267,8 @@ class SendOptions(CommonOptions):
             absolute or relative to the far user's home folder.
         retry_for_s: give up on a broken link after so many seconds without progress; 0: do not retry.
         accept_new: take an ``--open`` receiver that proves nothing.
+        bwlimit: send at most so many bytes a second, over all lanes; None: as fast as it goes.
+        congestion: the congestion control of each connection; None: the system's, and another where packets get lost.
         digest: the digest of chunks and receipts.
         ssh: start the receiver over ssh. Its port, and what lets this side in, come that way: ``port`` does not
             count, and ``secret_file`` and ``accept_new`` are refused.
@@ -268,6 +281,8 @@ class SendOptions(CommonOptions):
     lanes: int = 0
     retry_for_s: float = 300.0
     accept_new: bool = False
+    bwlimit: int | None = None
+    congestion: str | None = None
     digest: DigestName = DigestName.XXH3_128
     ssh: bool = False
     rsh: tuple[str, ...] = ("ssh",)
@@ -282,6 +297,8 @@ class SendOptions(CommonOptions):
         "lanes": number(0, MAX_LANES, whole=True),
         "retry_for_s": number(0, 2**32 - 1, " seconds"),
         "accept_new": truth,
+        "bwlimit": optional(number(MIN_RATE, 2**63 - 1, " bytes a second", whole=True)),
+        "congestion": optional(congestion_name),
         "digest": DigestName,
         "ssh": truth,
         "rsh": command,

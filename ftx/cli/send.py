@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from ftx.cli import params
 from ftx.cli.main import CONTEXT
 from ftx.cli.params import Remote
-from ftx.options import SendOptions
+from ftx.options import SendOptions, size
 
 CHECKS = SendOptions.CHECKS
 #: What is for receivers that run already.
@@ -43,7 +43,19 @@ def _remote(context: click.Context, parameter: click.Parameter, text: Any) -> An
     type=click.IntRange(min=1),
     callback=params.checked(CHECKS["lanes"]),
     metavar="N",
-    help="Connections to use, 1 to 64; the receiver may grant fewer.  [default: chosen by the distance]",
+    help="Connections to use, 1 to 64; the receiver may grant fewer.  [default: as many as help]",
+)
+@click.option(
+    "--bwlimit",
+    callback=params.checked(lambda text: CHECKS["bwlimit"](size(text))),
+    metavar="RATE",
+    help="Send at most so many bytes a second: 10M, 1.5G; over all connections.",
+)
+@click.option(
+    "--congestion",
+    callback=params.checked(CHECKS["congestion"]),
+    metavar="NAME",
+    help="TCP's congestion control.  [default: the system's; bbr where packets get lost]",
 )
 @click.option("--accept-new", is_flag=True, help="Trust a receiver on first contact, and remember its key.")
 @click.option("--ssh", is_flag=True, is_eager=True, help="Start the receiver over ssh; REMOTE is as scp has it.")
@@ -77,6 +89,8 @@ def send(
     verbose: int,
     retry_for: float,
     lanes: int | None,
+    bwlimit: int | None,
+    congestion: str | None,
     accept_new: bool,
     ssh: bool,
     rsh: tuple[str, ...] | None,
@@ -132,6 +146,8 @@ def send(
         plain=plain and not over_ssh,
         retry_for_s=retry_for,
         lanes=lanes or 0,
+        bwlimit=bwlimit,
+        congestion=congestion,
         accept_new=accept_new and not over_ssh,
         tell_all=json or verbose > 0,
     )

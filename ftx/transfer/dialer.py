@@ -31,11 +31,12 @@ from ftx.errors import (
     UsageError,
     from_wire,
 )
-from ftx.net import handshake, keys, known
+from ftx.net import handshake, keys, known, tcp
 from ftx.net.handshake import Met, Trust
 from ftx.net.identity import fingerprint
 from ftx.net.known import KnownHosts
 from ftx.net.lane import Lane
+from ftx.net.pace import Pace
 from ftx.options import SendOptions
 from ftx.protocol import messages as m
 from ftx.protocol import proof
@@ -48,6 +49,7 @@ from ftx.transfer import events
 from ftx.transfer.actions import KEPT, Outcome
 from ftx.transfer.crew import Stop
 from ftx.transfer.feed import Feed, Item
+from ftx.transfer.lanes import Tuner, how_many
 from ftx.transfer.plan import Plan
 from ftx.transfer.reach import Way, ways
 from ftx.transfer.send import Join, SendSession
@@ -58,9 +60,6 @@ if TYPE_CHECKING:
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 10.0
 PROGRESS_S = 0.25
-#: From so long a round trip on one connection alone rarely fills the path: a lost packet stops it for long.
-FAR_S = 0.005
-FAR_LANES = 4
 #: Asked, with the host's name and the fingerprint it shows, whether to send to a receiver that proves nothing more.
 Confirm = Callable[[str, str], bool]
 AGAIN = "Run the same command again: it resumes."
@@ -105,6 +104,7 @@ class SendRun:
         self._paired = False  # in this run
         anyone = options.accept_new and not self._code_at_hand
         self._trust = Trust(known.name_of(options.host, options.port), anyone=anyone)
+        self._pace = None if options.bwlimit is None else Pace(options.bwlimit)  # of all its sessions
         self._feed = Feed(iter(()))
         self._ended = _Totals()
         self._failure: FtxError | None = None  # the most serious of an entry
@@ -160,6 +160,8 @@ class SendRun:
 
     def _send(self) -> None:
         options = self._options
+        if options.congestion is not None:
+            tcp.check(options.congestion)
         self._identity, self._lasting = keys.identity(options.config_dir)
         if not self._lasting:
             where = f"{options.config_dir} ($FTX_CONFIG_DIR) cannot be written to"
@@ -300,21 +302,21 @@ class SendRun:
                 self._remember(met.public)
             way = replace(way, trust=way.trust._replace(known=met.public))  # each lane leads to the same
             lane.deadline_s = time.monotonic() + options.timeout_s
-            lanes = options.lanes or (1 if lane.round_trip_s < FAR_S else FAR_LANES)
-            request = request._replace(session=secrets.token_bytes(16), lanes=min(lanes, way.lanes))
+            first, most = how_many(options, lane.round_trip_s)
+            request = request._replace(session=secrets.token_bytes(16), lanes=min(most, way.lanes))
             lane.order.opened(Role.SENDER)
             opened = handshake.open_session(lane, request, options.timeout_s)
             if not 1 <= opened.lanes <= request.lanes:
                 raise ProtocolError(f"{opened.lanes} lanes granted where {request.lanes} were asked for")
             lane.deadline_s = None
             self._established = True
-            up = events.SessionUp(request.session.hex(), way.name, lane.encrypted, opened.lanes, way.via)
-            self._emit(up)
+            first = min(first, opened.lanes)
+            self._emit(events.SessionUp(request.session.hex(), way.name, lane.encrypted, first, way.via))
 
             def join(number: int, check: Callable[[], None]) -> Lane:
                 return self._attach(request.session, number, way, check)
 
-            self._transfer(lane, opened, join)
+            self._transfer(lane, opened, first, join)
 
     def _first_lane(self, stack: ExitStack) -> tuple[Way, Lane, Met]:
         """The first lane by the best way that leads to the receiver, and nobody else; ``stack`` ends it."""
@@ -338,7 +340,7 @@ class SendRun:
     @contextmanager
     def _met(self, way: Way) -> Iterator[tuple[Lane, Met]]:
         """A first lane whose two ends have proven themselves."""
-        lane = Lane(way.connect(self._stop.check), dialer=True)
+        lane = Lane(way.connect(self._stop.check), dialer=True, pace=self._pace)
         lane.check = self._stop.check
         try:
             lane.deadline_s = time.monotonic() + way.timeout_s
@@ -353,7 +355,7 @@ class SendRun:
 
     def _attach(self, session: bytes, number: int, way: Way, check: Callable[[], None]) -> Lane:
         """A further lane of a session."""
-        lane = Lane(way.connect(check), dialer=True)
+        lane = Lane(way.connect(check), dialer=True, pace=self._pace)
         try:
             lane.check = check
             lane.deadline_s = time.monotonic() + self._options.timeout_s
@@ -369,10 +371,11 @@ class SendRun:
             raise
         return lane
 
-    def _transfer(self, lane: Lane, opened: m.Opened, join: Join) -> None:
+    def _transfer(self, lane: Lane, opened: m.Opened, lanes: int, join: Join) -> None:
         self._plan = plan = Plan(self._options.digest)
         plan.opened(opened.window)
-        session = SendSession(lane, opened.lanes, join, plan, self._feed, self._entry_ended, self._options.timeout_s)
+        tuner = Tuner(self._options, lanes, opened.lanes, self._emit)
+        session = SendSession(lane, lanes, join, tuner, plan, self._feed, self._entry_ended, self._options.timeout_s)
         try:
             session.run(self._stop, self._tick)
         finally:

@@ -108,6 +108,16 @@ class SessionUp(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Tuned(Event):
+    """The sender has changed how it uses the path: it has ``lanes`` now, the last with this ``congestion`` control."""
+
+    type: ClassVar[str] = "tuned"
+    lanes: int
+    congestion: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Progress(Event):
     """About once a second. Totals are None until they are known."""
 

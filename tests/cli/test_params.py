@@ -17,7 +17,18 @@ from ftx.cli.params import Remote, parse_remote
 
 OPTIONS_OF_BOTH = ["--port", "--json", "--quiet", "-v", "--timeout", "--secret-file", "--plain", "--version"]
 OPTIONS = {
-    "send": [*OPTIONS_OF_BOTH, "--retry-for", "--accept-new", "--lanes", "--ssh", "--rsh", "--remote-ftx", "--code-fd"],
+    "send": [
+        *OPTIONS_OF_BOTH,
+        "--retry-for",
+        "--accept-new",
+        "--lanes",
+        "--bwlimit",
+        "--congestion",
+        "--ssh",
+        "--rsh",
+        "--remote-ftx",
+        "--code-fd",
+    ],
     "receive": [
         *OPTIONS_OF_BOTH,
         "--dir",
@@ -243,6 +254,10 @@ def test_a_wrong_variable_is_named(variable: str, value: str) -> None:
         (["send", "a", "nas", "--port", "65536"], "--port"),
         (["send", "a", "nas", "--lanes", "0"], "--lanes"),
         (["send", "a", "nas", "--lanes", "65"], "--lanes"),
+        (["send", "a", "nas", "--bwlimit", "fast"], "--bwlimit"),
+        (["send", "a", "nas", "--bwlimit", "1023"], "--bwlimit"),
+        (["send", "a", "nas", "--congestion", "a b"], "--congestion"),
+        (["send", "a", "nas", "--congestion", "nosuch"], "nosuch"),
         (["receive", "--expire", "nan"], "--expire"),
         (["receive", "--expire", "0"], "--expire"),
         (["receive", "--dir", ""], "--dir"),
