@@ -23,18 +23,22 @@ MOST_LANES = 8
 NEAR_S = 0.001
 #: Throughput is measured over so long, and not before new lanes have had as much to find their speed.
 MEASURED_S = 1.0
-#: The path is what writers wait for if so often there are bytes that it has not taken.
+#: The path is what writers wait for if so often there are bytes that it has not taken, although it is not full.
 WAITING = 0.7
 #: What has helped is at least so many times as fast as before.
 HELPED = 1.2
 
-#: Loss is the path's own, and not a queue that is full, where the round trip is at most so many times the shortest.
-NO_QUEUE = 1.25
+#: A path is full, and a queue stands before it, where the round trip is more than so many times the shortest.
+QUEUE = 1.25
 #: One burst is an accident: loss must be seen at so many looks, and be this share of what was sent.
 LOSSES = 5
 LOSS_SHARE = 0.0005
 #: It goes by the bandwidth that it has measured, and takes no lost packet for a full path.
 STEADY = "bbr"
+
+
+def _full(lane: Seen) -> bool:
+    return lane.round_trip_s > lane.shortest_s * QUEUE
 
 
 def how_many(options: SendOptions, round_trip_s: float) -> tuple[int, int]:
@@ -44,7 +48,7 @@ def how_many(options: SendOptions, round_trip_s: float) -> tuple[int, int]:
 
 
 class Growth:
-    """Adds lanes, twice as many each time, for as long as the path is what is waited for and the last ones helped.
+    """Doubles the lanes with chunks for as long as the path is what is waited for and the last ones helped.
 
     Args:
         lanes: how many there are at first.
@@ -56,7 +60,7 @@ class Growth:
         self._most = most
         self._before = 0.0  # bytes a second before the last were added
         self._settled = False
-        self._begin(0.0, 0)
+        self._since_s: float | None = None  # since when it is measured
 
     def _begin(self, now_s: float, acked: int) -> None:
         self._since_s, self._acked = now_s, acked
@@ -65,11 +69,11 @@ class Growth:
     def more(self, now_s: float, lanes: Sequence[Seen]) -> int:
         """How many to add now; called some times a second with those that have joined."""
         acked = sum(lane.acked for lane in lanes)
-        if len(lanes) < self._lanes or self._most <= self._lanes:
+        if len(lanes) < self._lanes or self._most <= self._lanes or self._since_s is None:
             self._begin(now_s, acked)  # some are on their way, or nothing is left to do
             return 0
         bulk = lanes[1:] or lanes
-        self._waiting += sum(lane.unsent > 0 for lane in bulk)
+        self._waiting += sum(lane.unsent > 0 and not _full(lane) for lane in bulk)
         self._looks += len(bulk)
         passed_s = now_s - self._since_s
         if passed_s < MEASURED_S:
@@ -83,7 +87,8 @@ class Growth:
             self._most = self._lanes
             return 0
         self._before, self._settled = rate, False
-        more = min(self._lanes, self._most - self._lanes)
+        # Lane 1 carries chunks only as long as it is alone.
+        more = min(max(2, self._lanes - 1), self._most - self._lanes)
         self._lanes += more
         return more
 
@@ -102,7 +107,7 @@ class Losses:
         lost = sum(
             lane.repeated - known
             for lane, known in zip(lanes, before, strict=True)
-            if lane.shortest_s >= FAR_S and lane.round_trip_s <= lane.shortest_s * NO_QUEUE
+            if lane.shortest_s >= FAR_S and not _full(lane)
         )
         self._lost += lost
         self._looks += lost > 0
