@@ -137,11 +137,11 @@ class Tuner:
         seen = [one for lane in lanes if (one := tcp.seen(lane.sock)) is not None]
         if len(seen) < len(lanes):
             return 0  # the system does not tell, or the session is ending
+        if self._may_choose:
+            self._choose(lanes, seen)
         if len(lanes) > self._told:
             self._told = len(lanes)
             self._tell(lanes, f"{len(lanes)} connections now: the path was what the sender waited for")
-        if self._may_choose:
-            self._choose(lanes, seen)
         return self._growth.more(now_s, seen)
 
     def _choose(self, lanes: Sequence[Lane], seen: Sequence[Seen]) -> None:

@@ -34,6 +34,7 @@ class Simulated:
 
     def __init__(self, rate: int, lanes: int, seed: int, late_s: float) -> None:
         self.pace = Pace(rate)
+        self._rate, self._total = rate, 0
         self.sent: list[tuple[float, int]] = []
         self._rng = random.Random(seed)
         self._late_s = late_s
@@ -46,6 +47,8 @@ class Simulated:
             wait_s = self.pace.ask(cost, now_s)
             if wait_s == 0.0:
                 self.sent.append((now_s, cost))
+                self._total += cost
+                assert self._total <= 2 * self._rate * (until_s + 1), "far above the rate"
             # The next step's call comes a little later in any case.
             heapq.heappush(self._due, (now_s + max(wait_s, 1e-6) + self._rng.uniform(0, self._late_s), number))
 
@@ -192,7 +195,7 @@ def test_g9_whoever_waits_for_the_rate_leaves_at_once() -> None:
 
     with metered(KIB) as (lane, meter):
         assert lane.pace is not None
-        lane.pace.count(100 * KIB, time.monotonic())
+        lane.pace.count(12 * KIB, time.monotonic())
         thread = threading.Thread(target=work, args=(lane,))
         thread.start()
         began_s = time.monotonic()
