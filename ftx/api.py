@@ -35,6 +35,7 @@ from ftx.transfer.events import (
     SessionEnd,
     SessionUp,
     Start,
+    Tuned,
     Warn,
 )
 
@@ -67,6 +68,7 @@ __all__ = [
     "SessionUp",
     "Start",
     "Stop",
+    "Tuned",
     "Warn",
     "bench",
     "invite",

@@ -23,7 +23,10 @@ _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 
 
 MAX_LANES = 64  #: of one session
+#: Bytes a second. Much slower, and the 4096 bytes that a receiver takes for a sign of life would take too long.
+MIN_RATE = 1024
 FINGERPRINT = "ed25519:"  #: what a fingerprint begins with
+_CONGESTION = re.compile(r"[!-~]{1,15}")
 _PEER_NAME = re.compile(r"[^\s#\x00-\x1f\x7f][^\s\x00-\x1f\x7f]{0,63}")
 
 
@@ -151,6 +154,14 @@ def far_folder(value: Any) -> str:
     return folder
 
 
+def congestion_name(value: Any) -> str:
+    """What a kernel may call a congestion control."""
+    name = text(value)
+    if not _CONGESTION.fullmatch(name):
+        raise ValueError(f"{value!r} is no congestion control: one word of at most 15 characters")
+    return name
+
+
 def command(value: Any) -> tuple[str, ...]:
     """A program and its arguments."""
     words: tuple[str, ...] = several(text)(value)
@@ -261,20 +272,20 @@ class CallOptions(CommonOptions):
         folder: where to put the files below the receiver's ``--dir``; empty for ``--dir`` itself. With ``ssh`` it is
             absolute or relative to the far user's home folder.
         accept_new: take an ``--open`` receiver that proves nothing.
+        congestion: the congestion control of each connection; None: the system's, and another where packets get lost.
         ssh: start the receiver over ssh. Its port, and what lets this side in, come that way: ``port`` does not
             count, and ``secret_file`` and ``accept_new`` are refused.
         rsh: the command for that, and its options.
         remote_ftx: the program ftx there: a name, or a path.
-        compress: whether chunks are compressed on their way, with zstd.
     """
 
     host: str
     folder: str = ""
     accept_new: bool = False
+    congestion: str | None = None
     ssh: bool = False
     rsh: tuple[str, ...] = ("ssh",)
     remote_ftx: str = "ftx"
-    compress: Compress = Compress.AUTO
 
     CHECKS: ClassVar[Mapping[str, Check]] = {
         **CommonOptions.CHECKS,
@@ -282,10 +293,10 @@ class CallOptions(CommonOptions):
         "host": text,
         "folder": relative,
         "accept_new": truth,
+        "congestion": optional(congestion_name),
         "ssh": truth,
         "rsh": command,
         "remote_ftx": text,
-        "compress": Compress,
     }
 
     #: What is something else with ``ssh``.
@@ -308,11 +319,15 @@ class SendOptions(CallOptions):
     Attributes:
         lanes: connections to use, 1 to 64; 0: ftx chooses.
         retry_for_s: give up on a broken link after so many seconds without progress; 0: do not retry.
+        bwlimit: send at most so many bytes a second, over all lanes; None: as fast as it goes.
+        compress: whether chunks are compressed on their way, with zstd.
         digest: the digest of chunks and receipts.
     """
 
     lanes: int = 0
     retry_for_s: float = 300.0
+    bwlimit: int | None = None
+    compress: Compress = Compress.AUTO
     digest: DigestName = DigestName.XXH3_128
 
     #: ``--retry-for`` travels in 32 bits.
@@ -320,6 +335,8 @@ class SendOptions(CallOptions):
         **CallOptions.CHECKS,
         "lanes": number(0, MAX_LANES, whole=True),
         "retry_for_s": number(0, 2**32 - 1, " seconds"),
+        "bwlimit": optional(number(MIN_RATE, 2**63 - 1, " bytes a second", whole=True)),
+        "compress": Compress,
         "digest": DigestName,
     }
 

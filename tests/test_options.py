@@ -23,6 +23,8 @@ OF_SEND: list[tuple[str, Any]] = [
     *(("host", value) for value in ("", None, b"nas", "a\0b", "\ud800")),
     *(("folder", value) for value in ("/srv", "..", "a/../../b", "a\0b", "\ud800", "a/" * 2049 + "a", None)),
     *(("lanes", value) for value in (-1, 65, 2.0, None, True)),
+    *(("bwlimit", value) for value in (-1, 0, 1023, 2**63, 4096.0, NAN, "10M", True)),
+    *(("congestion", value) for value in ("", "a b", "a" * 16, "\xe4", b"reno", 7)),
     *(("retry_for_s", value) for value in (-1, NAN, INF, 2**32, "7")),
     *(("accept_new", value) for value in (1, "no", None)),
     *(("digest", value) for value in ("md5", None)),

@@ -211,6 +211,12 @@ def options_of_callers(checks: Mapping[str, Check]) -> Callable[[F], F]:
             show_default=True,
             help="With --ssh: the program ftx there.",
         ),
+        click.option(
+            "--congestion",
+            callback=checked(checks["congestion"]),
+            metavar="NAME",
+            help="TCP's congestion control.  [default: the system's; bbr where packets get lost]",
+        ),
         code_option,
     ]
 

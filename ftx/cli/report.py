@@ -35,6 +35,7 @@ from ftx.transfer.events import (
     Retry,
     SessionEnd,
     SessionUp,
+    Tuned,
     Warn,
 )
 
@@ -380,6 +381,8 @@ class Report:
             case Warn():
                 of = f"{printable(event.path)}: " if event.path else ""
                 self.say(f"warning: {of}{printable(event.message)}")
+            case Tuned() if self._verbose:
+                self.say(printable(event.reason))
             case Retry():
                 self._retry(event)
             case Paused():

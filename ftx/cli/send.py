@@ -10,7 +10,7 @@ import click
 from ftx.cli import params
 from ftx.cli.main import CONTEXT
 from ftx.cli.params import Remote
-from ftx.options import Compress, SendOptions
+from ftx.options import Compress, SendOptions, size
 
 CHECKS = SendOptions.CHECKS
 
@@ -33,7 +33,13 @@ CHECKS = SendOptions.CHECKS
     type=click.IntRange(min=1),
     callback=params.checked(CHECKS["lanes"]),
     metavar="N",
-    help="Connections to use, 1 to 64; the receiver may grant fewer.  [default: chosen by the distance]",
+    help="Connections to use, 1 to 64; the receiver may grant fewer.  [default: as many as help]",
+)
+@click.option(
+    "--bwlimit",
+    callback=params.checked(lambda text: CHECKS["bwlimit"](size(text))),
+    metavar="RATE",
+    help="Send at most so many bytes a second: 10M, 1.5G; over all connections.",
 )
 @click.option(
     "--compress",
@@ -58,10 +64,12 @@ def send(
     retry_for: float,
     lanes: int | None,
     compress: str,
+    bwlimit: int | None,
     accept_new: bool,
     ssh: bool,
     rsh: tuple[str, ...] | None,
     remote_ftx: str,
+    congestion: str | None,
     code_fd: int | None,
 ) -> int:
     """Send files and folders to a machine that runs `ftx receive`.
@@ -111,6 +119,8 @@ def send(
         retry_for_s=retry_for,
         lanes=lanes or 0,
         compress=Compress(compress),
+        bwlimit=bwlimit,
+        congestion=congestion,
         accept_new=accept_new and not over_ssh,
         tell_all=json or verbose > 0,
     )

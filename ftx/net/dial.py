@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from ftx.errors import NetworkError, UnknownHost
+from ftx.net import tcp
 
 #: A second address is tried while the first is still silent (RFC 8305, section 5).
 STAGGER_S = 0.25
@@ -19,13 +20,17 @@ TICK_S = 0.1
 _Address = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]]
 
 
-def connect(host: str, port: int, timeout_s: float, check: Callable[[], None]) -> socket.socket:
+def connect(
+    host: str, port: int, timeout_s: float, check: Callable[[], None], congestion: str | None = None
+) -> socket.socket:
     """A connected, blocking socket: the first address of ``host`` that answers.
 
     Args:
         check: called a few times a second; may raise to end the attempt.
+        congestion: the name of its congestion control, if not the system's choice.
 
     Raises:
+        UsageError: it cannot have this congestion control.
         UnknownHost: the name does not resolve.
         NetworkError: nobody answers.
     """
@@ -48,12 +53,14 @@ def connect(host: str, port: int, timeout_s: float, check: Callable[[], None]) -
                 except OSError as error:  # a machine without IPv6, say
                     problem = error.strerror or str(error)
                     continue
+                pending[sock] = address
                 sock.setblocking(False)
+                if congestion is not None:
+                    tcp.choose(sock, congestion)
                 code = sock.connect_ex(address)
-                if code in (0, errno.EINPROGRESS):
-                    pending[sock] = address
-                else:
+                if code not in (0, errno.EINPROGRESS):
                     problem = os.strerror(code)
+                    del pending[sock]
                     sock.close()
                 continue
             _, ready, _ = select.select([], list(pending), [], min(TICK_S, deadline - now))

@@ -9,13 +9,15 @@ from __future__ import annotations
 import logging
 import secrets
 import socket
-import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ftx.errors import LinkLost, PeerSilent, ProtocolError, Refused
+from ftx.net import tcp
+from ftx.net.pace import Pace
 from ftx.protocol import codec, proof
 from ftx.protocol import messages as m
 from ftx.protocol.manifest import Buffer
@@ -43,8 +45,6 @@ QUEUE_BYTES = 256 * 1024
 #: every PING part of a body that never ends, and the link would seem alive for ever.
 ALIVE_BYTES = 4096
 TICK_S = 0.1
-#: Where ``struct tcp_info`` of Linux has the round trip, in microseconds, and packets sent: again, and with data.
-_TCPI_RTT, _TCPI_SENT_AGAIN, _TCPI_SENT = 68, 100, 156
 
 
 class Lane:
@@ -53,8 +53,10 @@ class Lane:
     Args:
         sock: connected; the lane owns it from here on.
         dialer: whether this side dialled.
+        pace: how fast it may send, shared with others; None: as fast as it goes.
 
     Attributes:
+        pace: see there.
         last_received_s: monotonic time of the last sign of life: a whole frame, or ``ALIVE_BYTES`` of one.
         last_sent_s: monotonic time of the last byte sent.
         deadline_s: monotonic time by which whatever is called must be done; None for no limit.
@@ -66,7 +68,7 @@ class Lane:
         check: called a few times a second while a deadline holds; may raise to end what is waited for.
     """
 
-    def __init__(self, sock: socket.socket, *, dialer: bool) -> None:
+    def __init__(self, sock: socket.socket, *, dialer: bool, pace: Pace | None = None) -> None:
         self.sock: socket.socket | TlsSocket = sock
         self.encrypted = False
         self.fingerprint = proof.NO_FINGERPRINT
@@ -75,7 +77,11 @@ class Lane:
         self.last_received_s = self.last_sent_s = time.monotonic()
         self.deadline_s: float | None = None
         self.check: Callable[[], None] | None = None
+        self.pace = pace
+        self._on_wire: Callable[[int], int] = int  # bytes of the connection for so many of ours
+        self._over = threading.Event()
         self._queued = bytearray()
+        self._queued_bulk = False  # there is DATA in it
         self._buffer = bytearray(HEAD_BYTES)
         self._view = memoryview(self._buffer)
         self._strange = True  # the peer has not finished its handshake
@@ -136,6 +142,7 @@ class Lane:
                 raise Refused(message.message, from_peer=True) from None
             raise ProtocolError("it answers in clear where TLS was begun") from None
         self.encrypted = True
+        self._on_wire = tls.on_wire
         self.fingerprint = fingerprint or self.sock.peer_fingerprint()
 
     def _wait_for(self, call: Callable[..., T], *args: Any) -> T:
@@ -265,22 +272,7 @@ class Lane:
     @property
     def round_trip_s(self) -> float:
         """Seconds to the peer and back, as TCP has measured it; 0 where the system does not tell."""
-        return self._tcp_info(_TCPI_RTT) / 1e6
-
-    @property
-    def packets(self) -> tuple[int, int]:
-        """Packets that were sent again, and all that were sent with data; 0 where the system does not tell."""
-        return self._tcp_info(_TCPI_SENT_AGAIN), self._tcp_info(_TCPI_SENT)
-
-    def _tcp_info(self, at: int) -> int:
-        """A number of the kernel's ``struct tcp_info``; 0 where there is none."""
-        if not hasattr(socket, "TCP_INFO"):
-            return 0
-        try:
-            info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, at + 4)
-        except OSError:
-            return 0
-        return int.from_bytes(info[at : at + 4], sys.byteorder) if len(info) == at + 4 else 0
+        return tcp.round_trip_s(self.sock)
 
     def _enlarge(self, size: int) -> None:
         self._buffer = self._buffer + bytes(max(0, size - len(self._buffer)))
@@ -334,6 +326,7 @@ class Lane:
         self._queued += codec.encode_data(
             data.entry, data.index, data.digest, data.length, final=data.final, compressed=data.compressed
         )
+        self._queued_bulk = True
         if data.length < LARGE_PAYLOAD:
             self._queued += payload
             if len(self._queued) >= QUEUE_BYTES:
@@ -344,7 +337,8 @@ class Lane:
     def flush(self, payload: Buffer = b"") -> None:
         """Send what is queued, and ``payload`` behind it."""
         queued, self._queued = self._queued, bytearray()
-        self._send_all([queued, payload])
+        bulk, self._queued_bulk = self._queued_bulk, False
+        self._send_all([queued, payload], bulk=bulk)
 
     def send_grease(self) -> None:
         """Send an optional frame that nobody knows, so that skipping one keeps working everywhere (G12)."""
@@ -354,26 +348,46 @@ class Lane:
         """Send what is no frame, to a peer that knows none."""
         self._send_all([data])
 
-    def _send_all(self, buffers: Sequence[Buffer]) -> None:
+    def _send_all(self, buffers: Sequence[Buffer], *, bulk: bool = False) -> None:
         views = [memoryview(buffer) for buffer in buffers if len(buffer)]
         if not views:
             return
         begun_s = time.monotonic()
+        may = 0  # bytes that have their time
         while views:
             self._limit()
+            if self.pace is not None and not may:
+                may = self._turn(self.pace, len(views[0]), bulk=bulk)
             try:
-                sent = self.sock.sendmsg(views)
+                sent = self.sock.sendmsg([views[0][:may]] if may else views)
             except TimeoutError:
                 continue
             except OSError as error:
                 raise LinkLost(f"the connection broke ({error.strerror or error})") from error
             self.last_sent_s = time.monotonic()
+            may = max(0, may - sent)
             while views and sent >= len(views[0]):
                 sent -= len(views[0])
                 del views[0]
             if sent:
                 views[0] = views[0][sent:]
         self.sending_s += self.last_sent_s - begun_s
+
+    @property
+    def indebted(self) -> bool:
+        """More was sent than its rate allows, and more should not be made to be sent."""
+        return self.pace is not None and self.pace.indebted(time.monotonic())
+
+    def _turn(self, pace: Pace, wanted: int, *, bulk: bool) -> int:
+        """Wait until something may be sent, which is counted; how many bytes of ``wanted``."""
+        if not bulk:
+            pace.count(self._on_wire(wanted), time.monotonic())
+            return wanted
+        count = min(wanted, pace.step)
+        while wait_s := pace.ask(self._on_wire(count), time.monotonic()):
+            if self._over.wait(wait_s):
+                raise LinkLost("the session is over")
+        return count
 
     def _limit(self) -> None:
         """One deadline over any number of calls: a peer that dribbles gains nothing by it."""
@@ -393,6 +407,7 @@ class Lane:
 
     def shutdown(self) -> None:
         """Unblock whoever is reading or writing; safe from any thread."""
+        self._over.set()
         with suppress(OSError):  # it is gone already
             self.sock.shutdown(socket.SHUT_RDWR)
 

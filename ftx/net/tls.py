@@ -27,6 +27,7 @@ CERTIFICATE = "certificate"
 #: First bytes of TLS records: of a handshake, and of an alert.
 HANDSHAKE, ALERT = 0x16, 0x15
 RECORD_BYTES = 16 * 1024  #: in a record, at most
+RECORD_OVERHEAD = 22  #: bytes of a record around them: header, type, tag (RFC 8446, section 5.2)
 #: Received at a time from who is not known yet, and encrypted at a time.
 STRANGER_BYTES = 4096
 #: A dialer's part of the handshake is some hundred bytes. OpenSSL would keep 128 KiB of it for each stranger (G8).
@@ -102,6 +103,11 @@ def _self_signed(identity: Identity) -> bytes:
     builder = x509.CertificateBuilder(name, name, identity.key.public_key(), serial_number=1)
     builder = builder.not_valid_before(datetime(1970, 1, 1)).not_valid_after(datetime(9999, 12, 31))
     return builder.sign(identity.key, None).public_bytes(Encoding.PEM)
+
+
+def on_wire(size: int) -> int:
+    """Bytes of the connection for ``size`` that are sent at once."""
+    return size + -(-size // RECORD_BYTES) * RECORD_OVERHEAD
 
 
 class NotTls(Exception):
@@ -272,7 +278,7 @@ class TlsSocket:
     def getsockopt(self, level: int, option: int, size: int) -> bytes:
         return self._sock.getsockopt(level, option, size)
 
-    def setsockopt(self, level: int, option: int, value: int) -> None:
+    def setsockopt(self, level: int, option: int, value: int | bytes) -> None:
         self._sock.setsockopt(level, option, value)
 
     def shutdown(self, how: int) -> None:

@@ -106,10 +106,12 @@ class BenchRun:
             digest=DigestName.XXH3_128,
             folder=b"" if self._options.ssh else folder,  # its far side was started in the folder
         )
+        lanes = self._options.lanes
         while True:
             try:
                 with ExitStack() as stack:
-                    return self._measure(*self._caller.open(stack, request, lambda _: self._options.lanes))
+                    lane, opened, _, join = self._caller.open(stack, request, lambda _: (lanes, lanes))
+                    return self._measure(lane, opened, join)
             except (NotPaired, Unproven) as error:
                 if not self._caller.acquainted(error):
                     raise

@@ -20,11 +20,12 @@ from ftx.errors import (
     UnknownHost,
     Unproven,
 )
-from ftx.net import handshake, keys, known
+from ftx.net import handshake, keys, known, tcp
 from ftx.net.handshake import Met, Trust
 from ftx.net.identity import fingerprint
 from ftx.net.known import KnownHosts
 from ftx.net.lane import Lane
+from ftx.net.pace import Pace
 from ftx.options import CallOptions
 from ftx.protocol import messages as m
 from ftx.protocol.messages import Method, Role
@@ -50,11 +51,13 @@ class Caller:
     """
 
     def __init__(
-        self, options: CallOptions, emit: events.OnEvent, stop: Stop, confirm: Confirm | None, code: Code | None
-    ) -> None:
+        self, options: CallOptions, emit: events.OnEvent, stop: Stop, confirm: Confirm | None, code: Code | None,
+        pace: Pace | None = None,
+    ) -> None:  # fmt: skip
         self._options = options
         self._emit = emit
         self._stop = stop
+        self._pace = pace
         self._confirm = confirm
         self._known = KnownHosts(options.config_dir)
         self._keys: dict[Method, bytes] = {}
@@ -71,9 +74,11 @@ class Caller:
         """Read who this side is, what it can prove, and whom it trusts.
 
         Raises:
-            UsageError: one of these files cannot be used.
+            UsageError: one of these files cannot be used, or not the congestion control that was asked for.
         """
         options = self._options
+        if options.congestion is not None:
+            tcp.check(options.congestion)
         self.identity, self._lasting = keys.identity(options.config_dir)
         if not self._lasting:
             where = f"{options.config_dir} ($FTX_CONFIG_DIR) cannot be written to"
@@ -123,12 +128,15 @@ class Caller:
         except OSError as error:
             self._emit(events.Warn(f"{self._known.path}: {error.strerror}: the next run does not know this receiver"))
 
-    def open(self, stack: ExitStack, request: m.Open, lanes: Callable[[Lane], int]) -> tuple[Lane, m.Opened, Join]:
-        """Open a session: its first lane, what the receiver grants, and who joins the others. ``stack`` ends it.
+    def open(
+        self, stack: ExitStack, request: m.Open, lanes: Callable[[Lane], tuple[int, int]]
+    ) -> tuple[Lane, m.Opened, int, Join]:
+        """Open a session: its first lane, what the receiver grants, how many lanes there are to be at first, and who
+        joins the others. ``stack`` ends it.
 
         Args:
             request: what for; the session's id and its lanes are filled in.
-            lanes: says how many to ask for, when it sees the first.
+            lanes: says how many to begin with and how many to ask for, when it sees the first.
 
         Raises:
             NotPaired, Unproven: see ``acquainted``.
@@ -139,18 +147,20 @@ class Caller:
             self._remember(met.public)
         way = replace(way, trust=way.trust._replace(known=met.public))  # each lane leads to the same
         lane.deadline_s = time.monotonic() + self._options.timeout_s
-        request = request._replace(session=secrets.token_bytes(16), lanes=min(lanes(lane), way.lanes))
+        first, most = lanes(lane)
+        request = request._replace(session=secrets.token_bytes(16), lanes=min(most, way.lanes))
         lane.order.opened(Role.SENDER, request.mode)
         opened = handshake.open_session(lane, request, self._options.timeout_s)
         if not 1 <= opened.lanes <= request.lanes:
             raise ProtocolError(f"{opened.lanes} lanes granted where {request.lanes} were asked for")
         lane.deadline_s = None
-        self._emit(events.SessionUp(request.session.hex(), way.name, lane.encrypted, opened.lanes, way.via))
+        first = min(first, opened.lanes)
+        self._emit(events.SessionUp(request.session.hex(), way.name, lane.encrypted, first, way.via))
 
         def join(number: int, check: Callable[[], None]) -> Lane:
             return self._attach(request.session, number, way, check)
 
-        return lane, opened, join
+        return lane, opened, first, join
 
     def _first_lane(self, stack: ExitStack) -> tuple[Way, Lane, Met]:
         """The first lane by the best way that leads to the receiver, and nobody else; ``stack`` ends it."""
@@ -174,7 +184,7 @@ class Caller:
     @contextmanager
     def _met(self, way: Way) -> Iterator[tuple[Lane, Met]]:
         """A first lane whose two ends have proven themselves."""
-        lane = Lane(way.connect(self._stop.check), dialer=True)
+        lane = Lane(way.connect(self._stop.check), dialer=True, pace=self._pace)
         lane.check = self._stop.check
         try:
             lane.deadline_s = time.monotonic() + way.timeout_s
@@ -189,7 +199,7 @@ class Caller:
 
     def _attach(self, session: bytes, number: int, way: Way, check: Callable[[], None]) -> Lane:
         """A further lane of a session."""
-        lane = Lane(way.connect(check), dialer=True)
+        lane = Lane(way.connect(check), dialer=True, pace=self._pace)
         try:
             lane.check = check
             lane.deadline_s = time.monotonic() + self._options.timeout_s

@@ -27,6 +27,7 @@ from ftx.errors import (
     from_wire,
 )
 from ftx.net.lane import Lane
+from ftx.net.pace import Pace
 from ftx.options import Compress, SendOptions
 from ftx.protocol import compression, proof
 from ftx.protocol import messages as m
@@ -40,6 +41,7 @@ from ftx.transfer.actions import KEPT, Outcome
 from ftx.transfer.call import Caller, Confirm, Join
 from ftx.transfer.crew import Stop
 from ftx.transfer.feed import Feed, Item
+from ftx.transfer.lanes import Tuner, how_many
 from ftx.transfer.plan import Plan
 from ftx.transfer.send import SendSession
 
@@ -49,9 +51,6 @@ if TYPE_CHECKING:
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 10.0
 PROGRESS_S = 0.25
-#: From so long a round trip on one connection alone rarely fills the path: a lost packet stops it for long.
-FAR_S = 0.005
-FAR_LANES = 4
 AGAIN = "Run the same command again: it resumes."
 
 
@@ -86,7 +85,8 @@ class SendRun:
         self._options = options
         self._emit = emit
         self._stop = stop
-        self._caller = Caller(options, emit, stop, confirm, code)
+        pace = None if options.bwlimit is None else Pace(options.bwlimit)  # of all its sessions
+        self._caller = Caller(options, emit, stop, confirm, code, pace)
         self._feed = Feed(iter(()))
         self._ended = _Totals()
         self._failure: FtxError | None = None  # the most serious of an entry
@@ -230,19 +230,18 @@ class SendRun:
 
     def _session(self, request: m.Open) -> None:
         with ExitStack() as stack:
-            lane, opened, join = self._caller.open(stack, request, self._lanes)
+            lane, opened, lanes, join = self._caller.open(
+                stack, request, lambda first: how_many(self._options, first.round_trip_s)
+            )
             self._established = True
-            self._transfer(lane, opened, join)
+            self._transfer(lane, opened, lanes, join)
 
-    def _lanes(self, first: Lane) -> int:
-        """How many to ask for."""
-        return self._options.lanes or (1 if first.round_trip_s < FAR_S else FAR_LANES)
-
-    def _transfer(self, lane: Lane, opened: m.Opened, join: Join) -> None:
+    def _transfer(self, lane: Lane, opened: m.Opened, lanes: int, join: Join) -> None:
         self._plan = plan = Plan(self._options.digest)
         plan.opened(opened.window)
+        tuner = Tuner(self._options, lanes, opened.lanes, self._emit)
         session = SendSession(
-            lane, opened.lanes, join, plan, self._feed, self._entry_ended, self._options.timeout_s,
+            lane, lanes, join, tuner, plan, self._feed, self._entry_ended, self._options.timeout_s,
             compress=lane.zstd and compression.available() and self._options.compress is Compress.AUTO,
         )  # fmt: skip
         try:

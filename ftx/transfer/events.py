@@ -96,7 +96,8 @@ class Listening(Event):
 class SessionUp(Event):
     """A session stands. ``peer`` is an address; ``session`` is hexadecimal.
 
-    ``via`` is ``"direct"``, or ``"ssh"`` where it goes through ssh itself.
+    ``lanes`` are a sender's at first, and those that a receiver has granted. ``via`` is ``"direct"``, or ``"ssh"``
+    where it goes through ssh itself.
     """
 
     type: ClassVar[str] = "session"
@@ -105,6 +106,16 @@ class SessionUp(Event):
     encrypted: bool
     lanes: int
     via: str = "direct"
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned(Event):
+    """The sender has changed how it uses the path: it has ``lanes`` now, the last with this ``congestion`` control."""
+
+    type: ClassVar[str] = "tuned"
+    lanes: int
+    congestion: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

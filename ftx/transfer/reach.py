@@ -62,24 +62,22 @@ def ways(options: CallOptions, keys: Mapping[Method, bytes], trust: Trust, check
         with _over_ssh(options, check) as found:
             yield found
     else:
-        timeout_s = options.timeout_s
-        yield [_direct(options.host, options.port, timeout_s, timeout_s, keys, trust, plain=options.plain)]
+        yield [_direct(options, options.host, options.port, options.timeout_s, options.timeout_s, keys, trust)]
 
 
 def _direct(
+    options: CallOptions,
     host: str,
     port: int,
     reach_s: float,
     timeout_s: float,
     keys: Mapping[Method, bytes],
     trust: Trust,
-    *,
-    plain: bool = False,
 ) -> Way:
     def connect(check: Check) -> socket.socket:
-        return dial.connect(host, port, reach_s, check)
+        return dial.connect(host, port, reach_s, check, options.congestion)
 
-    return Way(f"{host}:{port}", "direct", keys, trust, connect, timeout_s, plain=plain)
+    return Way(f"{host}:{port}", "direct", keys, trust, connect, timeout_s, plain=options.plain)
 
 
 @contextmanager
@@ -97,7 +95,7 @@ def _over_ssh(options: CallOptions, check: Check) -> Iterator[Sequence[Way]]:
             raise ProtocolError("the far side does not say who it is") from error
         keys = {Method.SSH: answer.key}
         direct = [
-            _direct(address, answer.port, REACH_S, min(options.timeout_s, m.HANDSHAKE_S), keys, trust)
+            _direct(options, address, answer.port, REACH_S, min(options.timeout_s, m.HANDSHAKE_S), keys, trust)
             for address in far.addresses()
         ]
         yield [*direct, Way(options.host, "ssh", keys, trust, lambda _check: far.sock, options.timeout_s, lanes=1)]

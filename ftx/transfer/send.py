@@ -7,6 +7,7 @@ reports.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 from itertools import compress as chosen
 from typing import assert_never
 
-from ftx.errors import FtxError, Interrupted, LinkLost, PeerSilent, SourceChanged, SourceError, from_wire
+from ftx.errors import FtxError, Interrupted, LinkLost, NetworkError, PeerSilent, SourceChanged, SourceError, from_wire
 from ftx.net.lane import Lane
 from ftx.protocol import messages as m
 from ftx.protocol.manifest import DigestName, Pin, root_of_one, zero_digest, zeros
@@ -27,8 +28,11 @@ from ftx.transfer.call import Join
 from ftx.transfer.compress import Compressor
 from ftx.transfer.crew import Crew, Stop
 from ftx.transfer.feed import Feed, Item
+from ftx.transfer.lanes import Tuner
 from ftx.transfer.offers import Offers
 from ftx.transfer.plan import SMALL_STEP, Offer, Plan
+
+log = logging.getLogger("ftx.send")
 
 TICK_S = 0.1
 LEAVE_S = 1.0
@@ -45,8 +49,9 @@ class SendSession:
 
     Args:
         lane: opened, the first.
-        lanes: how many the receiver grants.
+        lanes: how many there are at first.
         join: makes the others.
+        tuner: says when there are to be more.
         plan: fresh.
         feed: what to send; each source is tried ``MAX_OFFERS`` times if it keeps changing.
         on_outcome: called by the caller's thread for each source that ended, and for what is not sent at all.
@@ -59,6 +64,7 @@ class SendSession:
         lane: Lane,
         lanes: int,
         join: Join,
+        tuner: Tuner,
         plan: Plan,
         feed: Feed,
         on_outcome: Callable[[Item | Odd, Outcome | None], None],
@@ -68,8 +74,9 @@ class SendSession:
     ) -> None:
         self._lane = lane
         self._lanes = [lane]
-        self._granted = lanes
+        self._at_first = self._begun = lanes
         self._join = join
+        self._tuner = tuner
         self.plan = plan
         self._batch_least = max(BATCH_LEAST, plan.window // BATCH_SHARE)
         self._feed = feed
@@ -94,13 +101,14 @@ class SendSession:
             with self._crew as crew:
                 crew.start("read", self._read)
                 crew.start("write", lambda: self._write(self._lane))
-                for number in range(2, self._granted + 1):
-                    crew.start(f"write-{number}", lambda number=number: self._write_bulk(number))  # type: ignore[misc]
+                for number in range(2, self._at_first + 1):
+                    self._begin_lane(number)
                 crew.start("scan", self._scan)
                 try:
                     while not crew.wait(TICK_S):
                         stop.check()
                         self._check_alive()
+                        self._tune()
                         self._report()
                         on_tick()
                 except FtxError as error:
@@ -122,9 +130,19 @@ class SendSession:
         """What compresses a lane's chunks, where that is wanted."""
         if not self._compress:
             return None
-        made = Compressor(lane, max(1, self._granted - 1))
+        made = Compressor(lane, max(1, self._begun - 1))
         self._compressors.append(made)
         return made
+
+    def _tune(self) -> None:
+        with self._wake:
+            lanes = tuple(self._lanes)
+        for _ in range(self._tuner.look(time.monotonic(), lanes)):
+            self._begun += 1
+            self._begin_lane(self._begun)
+
+    def _begin_lane(self, number: int) -> None:
+        self._crew.start(f"write-{number}", lambda: self._write_bulk(number))
 
     def _keep_unfinished(self) -> None:
         """What was under way is offered again in the next session."""
@@ -215,7 +233,7 @@ class SendSession:
         """How many entries may be offered now, once that is worth while; 0 when the session is over."""
         with self._wake:
             while not self._crew.stopped:
-                room = self.plan.room()
+                room = 0 if self._lane.indebted else self.plan.room()
                 if room and self._offers.again() is not None:
                     return room
                 if not at_end and room >= self._batch_least:
@@ -286,7 +304,13 @@ class SendSession:
             self._quiet.set()
 
     def _write_bulk(self, number: int) -> None:
-        lane = self._join(number, self._check_going_on)
+        try:
+            lane = self._join(number, self._check_going_on)
+        except NetworkError as error:
+            if number <= self._at_first:
+                raise
+            log.debug("! lane %d did not come about: %s", number, error)
+            return  # it would only have been faster
         with self._wake:
             self._lanes.append(lane)
             if self._crew.stopped:
@@ -315,7 +339,9 @@ class SendSession:
         return self.plan.finished or self._crew.stopped or self._last_word is not None
 
     def _next(self, writer: _Writer) -> Job | None:
-        return self.plan.next(control=writer.control, bulk=not writer.control or len(self._lanes) == 1)
+        # At a low rate a chunk is long on its way: one on lane 1, before the others have joined, would keep all else.
+        lanes = len(self._lanes) if self._lane.pace is None else self._at_first
+        return self.plan.next(control=writer.control, bulk=not writer.control or lanes == 1)
 
     def sources(self, entry_ids: Sequence[int]) -> list[Source | None]:
         """What was offered as these entries; None for one that the receiver has ended meanwhile."""

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ftx.errors import FtxError, PeerSilent, from_wire
+from ftx.net import tcp
 from ftx.net.lane import Lane
 from ftx.protocol import messages as m
 from ftx.protocol.manifest import MIN_CHUNK, DigestName, zeros
@@ -172,8 +173,8 @@ class BenchSession:
 
     def _counted(self) -> _Counted:
         processor = sum(laps.processor_ns for laps in self._laps)
-        packets = [lane.packets for lane in self._lanes]
-        again, sent = (sum(each) for each in zip(*packets, strict=True))
+        seen = [one for lane in self._lanes if (one := tcp.seen(lane.sock)) is not None]
+        again, sent = sum(one.repeated for one in seen), sum(one.segments for one in seen)
         return _Counted(time.monotonic_ns(), processor, again, sent)
 
     # --- waiting ---

@@ -16,9 +16,9 @@ from ftx.cli import main
 from ftx.cli.params import Remote, parse_remote
 
 OPTIONS_OF_BOTH = ["--port", "--json", "--quiet", "-v", "--timeout", "--secret-file", "--plain", "--version"]
-OPTIONS_OF_CALLERS = ["--accept-new", "--ssh", "--rsh", "--remote-ftx", "--code-fd"]
+OPTIONS_OF_CALLERS = ["--accept-new", "--ssh", "--rsh", "--remote-ftx", "--congestion", "--code-fd"]
 OPTIONS = {
-    "send": [*OPTIONS_OF_BOTH, *OPTIONS_OF_CALLERS, "--retry-for", "--lanes", "--compress"],
+    "send": [*OPTIONS_OF_BOTH, *OPTIONS_OF_CALLERS, "--retry-for", "--lanes", "--compress", "--bwlimit"],
     "bench": [*OPTIONS_OF_BOTH, *OPTIONS_OF_CALLERS, "--lanes", "--dir", "--step"],
     "receive": [
         *OPTIONS_OF_BOTH,
@@ -245,6 +245,10 @@ def test_a_wrong_variable_is_named(variable: str, value: str) -> None:
         (["send", "a", "nas", "--port", "65536"], "--port"),
         (["send", "a", "nas", "--lanes", "0"], "--lanes"),
         (["send", "a", "nas", "--lanes", "65"], "--lanes"),
+        (["send", "a", "nas", "--bwlimit", "fast"], "--bwlimit"),
+        (["send", "a", "nas", "--bwlimit", "1023"], "--bwlimit"),
+        (["send", "a", "nas", "--congestion", "a b"], "--congestion"),
+        (["send", "a", "nas", "--congestion", "nosuch"], "nosuch"),
         (["receive", "--expire", "nan"], "--expire"),
         (["receive", "--expire", "0"], "--expire"),
         (["receive", "--dir", ""], "--dir"),

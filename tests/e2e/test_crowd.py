@@ -21,7 +21,7 @@ from ftx.net.identity import Identity
 from ftx.net.lane import Lane
 from ftx.protocol import codec
 from ftx.protocol import messages as m
-from ftx.protocol.manifest import DigestName
+from ftx.protocol.manifest import ChunkDigests, DigestName, Grid
 from ftx.protocol.messages import Method, Role
 from tests.hostile import peer
 from tests.support.crowd import Crowd
@@ -422,6 +422,30 @@ def test_G9_lanes_that_are_not_to_be_had(shm: Path, lanes: int) -> None:
                 pass
             assert process.wait() == 0, process.err
             assert not process.of_type("retry")
+        assert same(source, receiver.into / "file")
+
+
+def test_g12_granted_lanes_come_late_or_never(shm: Path) -> None:
+    """Of eight one joins, in no order, and in the middle of the session."""
+    source = fill(shm / "file", 2 * MIB)
+    payloads = source.read_bytes()[:MIB], source.read_bytes()[MIB:]
+    digests = ChunkDigests(Grid.of(2 * MIB), DigestName.XXH3_128)
+    with Receiver(shm, "--timeout", "5") as receiver, _session(shm, receiver.port, lanes=8) as (lane, request):
+        lane.send(m.Folder(b"", 1, (peer.offered(b"file", 2 * MIB),)))
+        peer.heard(lane, m.Want)
+        assert receiver.event("session")["lanes"] == 8
+        own, _ = keys.identity(shm / "config")
+        with closing(Lane(peer.connected(receiver.port), dialer=True)) as late:
+            for index, (way, payload) in enumerate(zip((lane, late), payloads, strict=True)):
+                if way is late:
+                    handshake.dial(late, own, {}, Trust("there"), plain=False)
+                    handshake.attach(late, m.Attach(request.session, 5), Role.SENDER)
+                digests.set(index, XXH3(payload))
+                way.queue_data(m.Data(1, index, XXH3(payload), MIB), payload)
+            lane.send(m.Finish(1, digests.root()))
+            peer.heard(lane, m.Receipt)
+            lane.send(m.Bye(1, 0, 0))
+            peer.heard(lane, m.Bye)
         assert same(source, receiver.into / "file")
 
 
