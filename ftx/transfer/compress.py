@@ -2,7 +2,7 @@
 
 Compressing a chunk pays when doing it and sending less takes less time than sending the chunk as it is. ``Worth``
 knows what sending costs from the time that the lane's writer spends in it while it sends chunks as they are. Where a
-byte costs less than ``SLOW_S``, nothing is ever looked at: that is so on loopback and in a fast local network. And
+byte costs less than ``SLOW_S``, nothing is ever looked at: that is so on loopback and in a fast local network; and
 what the rule says is held against the outcome: a receiver whose disk is the limit looks like a slow link, and gains
 nothing by it. So each way of sending is measured for a span of time, and the better one goes on.
 """
@@ -17,14 +17,15 @@ from ftx.net.lane import Lane
 from ftx.protocol import compression
 from ftx.protocol.manifest import Buffer
 
-#: Seconds that sending a byte takes, from which on compressing is tried: a link of less than 80 MB/s.
-SLOW_S = 1 / 80e6
+#: Seconds that sending a byte takes, from which on compressing is tried: a link of less than 200 Mbit/s. Who gets a few
+#: times that from a machine nearby has a busy processor there or here, and no slow link.
+SLOW_S = 1 / 25e6
+FAR_SLOW_S = 1 / 80e6  #: the same over a long way
 SPAN_S = 0.5
 FIRST_S = 0.1  #: of the first span: a small transfer is soon over
 BETTER = 0.95  #: compressing must take at most this part of the time of sending as it is
 #: From so long a round trip on, a connection begins slowly, whatever the link is; so the first chunk is compressed.
 FAR_S = 0.005
-FAR_SEND_S = 1 / 25e6  #: what a byte is taken to cost there before it is known
 #: Spans until the worse way of sending is tried again, twice as many each time that it still is; this at most.
 LONGEST = 16
 SURER = 8  #: times as many, where chunks are compressed and the link is seen to be slow
@@ -51,7 +52,8 @@ class Worth:
         self.on = far
         self.in_doubt = True
         self._lanes = lanes
-        self._send_s = FAR_SEND_S if far else 0.0  # seconds that the link takes for a byte
+        self._slow_s = FAR_SLOW_S if far else SLOW_S
+        self._send_s = SLOW_S if far else 0.0  # seconds that the link takes for a byte; at first, a guess
         self._plain_s = math.inf  # that a byte of a file took altogether, in the last span of chunks sent as they are
         self._span_s = FIRST_S
         self._size, self._wire, self._all_s, self._sending_s = 0, 0, 0.0, 0.0  # of this span
@@ -69,14 +71,14 @@ class Worth:
             return
         took_s, send_s = self._all_s / self._size, self._sending_s / self._wire / self._lanes
         if self._wire < self._size:
-            self._compressed(took_s, slow=send_s >= SLOW_S)
+            self._compressed(took_s, slow=send_s >= self._slow_s)
         else:
             self._plain_s, self._send_s = took_s, send_s
             if self.on:
                 self._failed()  # nothing of all that was looked at was worth it
             else:
                 self._rest = max(0, self._rest - 1)
-                self.on = not self._rest and send_s >= SLOW_S
+                self.on = not self._rest and send_s >= self._slow_s
         self._span_s = SPAN_S
         self._size, self._wire, self._all_s, self._sending_s = 0, 0, 0.0, 0.0
 

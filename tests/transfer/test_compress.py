@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from ftx.transfer.compress import LONGEST, MOST_UNSEEN, SAMPLE, SLOW_S, Worth
+from ftx.transfer.compress import FAR_SLOW_S, LONGEST, MOST_UNSEEN, SAMPLE, SLOW_S, Worth
 
 MIB = 1024 * 1024
 BYTE = 1e-9  #: seconds for a byte, of something that makes a GB/s
@@ -74,16 +74,16 @@ def mbit(rate: float) -> float:
 
 
 @pytest.mark.parametrize("lanes", [1, 8, 64])
-@pytest.mark.parametrize("link", [0.0, BYTE, mbit(1000)], ids=["no link", "loopback", "gigabit"])
+@pytest.mark.parametrize("link", [0.0, BYTE, mbit(1000), mbit(300)], ids=["no link", "loopback", "gigabit", "busy"])
 def test_on_a_fast_link_nothing_is_looked_at(link: float, lanes: int) -> None:
     path = Path(link, lanes=lanes)
     path.run(60)
     assert path.looked == 0 and not path.worth.on
 
 
-@pytest.mark.parametrize("rate", [600, 200, 20, 2])
-def test_on_a_slow_link_what_compresses_is_compressed(rate: float) -> None:
-    path = Path(mbit(rate))
+@pytest.mark.parametrize(("rate", "far"), [(600, True), (200, True), (150, False), (20, False), (2, False)])
+def test_on_a_slow_link_what_compresses_is_compressed(rate: float, far: bool) -> None:
+    path = Path(mbit(rate), far=far)
     path.run(10)
     assert path.run(60) > 0.9 * min(path.plain / path.ratio, 1 / (path.read + path.pack))
     assert path.compressed >= 0.85 * path.chunks
@@ -114,7 +114,7 @@ def test_a_long_way_that_is_fast_is_found_out_soon() -> None:
 
 @pytest.mark.parametrize("rate", [600, 20])
 def test_data_that_does_not_compress_costs_next_to_nothing(rate: float) -> None:
-    path = Path(mbit(rate), ratio=1.0)
+    path = Path(mbit(rate), ratio=1.0, far=True)
     assert path.run(60) > 0.999 * path.plain
     assert path.compressed == 0
     assert path.looked < path.chunks / 10 or path.chunks < 200
@@ -123,14 +123,14 @@ def test_data_that_does_not_compress_costs_next_to_nothing(rate: float) -> None:
 @pytest.mark.parametrize("pack", [20, 100, 1000])
 @pytest.mark.parametrize("rate", [600, 200])
 def test_never_slower_with_a_slow_processor(rate: float, pack: float) -> None:
-    path = Path(mbit(rate), pack=pack * BYTE)
+    path = Path(mbit(rate), pack=pack * BYTE, far=True)
     path.run(5)
     assert path.run(300) > 0.99 * path.plain
 
 
 def test_a_receiver_with_a_slow_disk_is_no_slow_link() -> None:
     """It looks like one. What it gains nothing by is left alone, and tried ever more seldom."""
-    path = Path(mbit(10_000), write=30 * BYTE)
+    path = Path(mbit(10_000), write=50 * BYTE)
     path.run(5)
     looked, chunks = path.looked, path.chunks
     path.run(300)
@@ -138,7 +138,7 @@ def test_a_receiver_with_a_slow_disk_is_no_slow_link() -> None:
 
 
 def test_a_link_that_becomes_faster_is_noticed() -> None:
-    path = Path(mbit(200), pack=15 * BYTE)
+    path = Path(mbit(200), pack=15 * BYTE, far=True)
     path.run(60)
     assert path.worth.on
     path.link = mbit(10_000)
@@ -158,7 +158,7 @@ def test_a_link_that_becomes_slower_is_noticed() -> None:
 
 def test_a_link_that_becomes_much_slower_while_chunks_are_compressed() -> None:
     """That is no reason to stop: sending as it is has become slower too."""
-    path = Path(mbit(200))
+    path = Path(mbit(100))
     path.run(30)
     path.link = mbit(10)
     path.run(30)
@@ -196,4 +196,4 @@ def test_the_rule() -> None:
     assert worth.pays(1000, 400, 59 * 1000 * BYTE)
     assert not worth.pays(1000, 400, 61 * 1000 * BYTE)
     assert not worth.pays(1000, 1000, 0.0)
-    assert SLOW_S > 10 * BYTE
+    assert SLOW_S > FAR_SLOW_S > 10 * BYTE
