@@ -114,6 +114,11 @@ class WideAreaLink:
         with suppress(BrokenPipeError):
             self._relay.communicate()  # the end of its input is its own
 
+    @property
+    def devices_of_b(self) -> Path:
+        """The counters of the devices on ``b``, as /proc/net/dev has them: the relay itself stays on that host."""
+        return Path(f"/proc/{self._relay.pid}/net/dev")
+
     def cut(self) -> None:
         """From now on nothing arrives, in either direction, but what is on its way already."""
         self._ask("cut")
