@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import select
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ Command = Sequence[str | Path]
 START_S = 20.0
 #: How often the memory of a running program is looked at. The kernel keeps the peak, so only the very end is missed.
 LOOK_S = 0.02
+PORTS = 6
 LISTENING = "0A"  # a state in /proc/net/tcp
 
 
@@ -43,9 +45,16 @@ class Run:
 
 
 def free_port() -> int:
-    """A TCP port that nobody uses."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
+    """A TCP port that nobody uses, nor the next few, which some servers take as well.
+
+    It lies below those that the kernel gives to connections, or one of these could be in the way on another host.
+    """
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with ExitStack() as opened, suppress(OSError):
+            for number in range(PORTS):
+                opened.enter_context(socket.create_server(("127.0.0.1", port + number)))
+            return port
 
 
 def peak_rss(pid: int) -> int:

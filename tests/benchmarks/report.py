@@ -107,6 +107,7 @@ def markdown(results: Results) -> str:
         "the least and the most. The ratio is that to ftx of the same round, encrypted to encrypted and plain to "
         "plain; above 1 ftx is faster. Every copy was compared with its source.",
     ]
+    parts += ["## At a glance", summary(results)]
     if results.yardsticks:
         parts += ["## The links", _yardsticks(results)]
     for case, step in tables(results):
@@ -121,6 +122,24 @@ def markdown(results: Results) -> str:
     parts += ["## Command lines", "OWN is a folder of each tool's own, SOURCE the file or tree."]
     parts += ["\n".join(f"    {line}" for lines in results.commands.values() for line in lines)]
     return "\n\n".join(parts) + "\n"
+
+
+def summary(results: Results) -> str:
+    """One table of everything: the seconds of ftx, and of the others the ratio."""
+    shown = [peer for peer in PEERS if any(each.peer == peer.name for each in results.measurements)]
+    bases = [peer for peer in shown if peer.name in (ENCRYPTED_BASE, PLAIN_BASE)]
+    others = sorted((peer for peer in shown if peer not in bases), key=lambda peer: not peer.encrypted)
+    heads = [f"{peer.name}, s" for peer in bases]
+    heads += [peer.name if peer.encrypted else f"{peer.name} (plain)" for peer in others]
+    lines = [f"| | {' | '.join(heads)} |", "|---" * (len(shown) + 1) + "|"]
+    for case, step in tables(results):
+        table = {row.peer.name: row for row in rows(results.measurements, case, step)}
+        cells = [f"{table[peer.name].seconds.median:.2f}" if peer.name in table else "" for peer in bases]
+        for peer in others:
+            row = table.get(peer.name)
+            cells.append(f"{row.ratio.median:.2f}×" if row and row.ratio else "")
+        lines.append(f"| {case}{'' if step == 'copy' else f', {step}'} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _versions(around: dict[str, object]) -> dict[str, str]:
