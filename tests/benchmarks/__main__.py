@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     given = options(arguments)
     results, sizes = Results(), chosen_sizes(given)
     peers = chosen_peers(given, results)
-    results.environment = report.environment(peers) | {"sizes": repr(sizes)}
+    results.environment = report.environment(peers) | {"material": material.titles(sizes)}
     out = given.out or Path(tempfile.mkdtemp(prefix="ftx-results-"))
     out.mkdir(parents=True, exist_ok=True)
     work = work_folder(given, sizes)

@@ -164,7 +164,7 @@ def _round(contestant: Contestant, case: Case, number: int, material: Material, 
     def measured(step: str, run: Run, wire_bytes: int) -> None:
         verdict = contestant.verdict(material)
         if verdict.not_carried:
-            results.note(f"{peer.name}: {len(verdict.not_carried)} links and empty folders of {material.title} differ")
+            results.note(f"{peer.name}: {len(verdict.not_carried)} links and empty folders of {material.name!r} differ")
         found.append(
             Measurement(
                 *(case.name, step, peer.name, number, run.seconds, run.cpu_s),

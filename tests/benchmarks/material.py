@@ -26,7 +26,7 @@ class Sizes:
     mixed: int = 300_000_000
 
 
-QUICK = Sizes(big=32 * MIB, medium=5_000_000, files=500, mixed=10_000_000)
+QUICK = Sizes(big=64 * MIB, medium=5_000_000, files=500, mixed=10_000_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Material:
         contents: what is in it, as ``survey`` sees it.
     """
 
-    title: str
+    name: str
     path: Path
     size: int
     contents: dict[str, str]
@@ -109,20 +109,31 @@ def _mixed(total: int) -> Callable[[Path], None]:
     return make
 
 
+def titles(sizes: Sizes) -> dict[str, str]:
+    """What there is to send: name -> what it is."""
+    return {
+        "byte": "one byte",
+        "big": f"one file of {_bytes_text(sizes.big)}",
+        "medium": f"one file of {_bytes_text(sizes.medium)}",
+        "small": f"{sizes.files:,} small files, {MEAN_SMALL_BYTES:,} bytes on average, in {SMALL_FOLDERS} folders",
+        "mixed": f"a tree of {_bytes_text(sizes.mixed)}: few large files, many small ones, links, empty folders",
+    }
+
+
 def make(folder: Path, sizes: Sizes, name: str) -> Material:
-    """One of ``byte``, ``big``, ``medium``, ``small`` and ``mixed``, below ``folder``."""
-    title, write = {
-        "byte": ("one byte", _single(1)),
-        "big": (f"one file, {_bytes_text(sizes.big)}", _single(sizes.big)),
-        "medium": (f"one file, {_bytes_text(sizes.medium)}", _single(sizes.medium)),
-        "small": (f"{sizes.files:,} small files", _small(sizes.files)),
-        "mixed": (f"a mixed tree, {_bytes_text(sizes.mixed)}", _mixed(sizes.mixed)),
+    """One of the above, below ``folder``."""
+    write = {
+        "byte": _single(1),
+        "big": _single(sizes.big),
+        "medium": _single(sizes.medium),
+        "small": _small(sizes.files),
+        "mixed": _mixed(sizes.mixed),
     }[name]
     path = folder / name
     write(path)
     contents = survey(path)
     size = sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file() and not file.is_symlink())
-    return Material(title, path, size, contents)
+    return Material(name, path, size, contents)
 
 
 def _bytes_text(size: int) -> str:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.cases import Results
-from tests.benchmarks.report import ENCRYPTED_BASE, PLAIN_BASE, rows
+from tests.benchmarks.peers import Peer
+from tests.benchmarks.report import ENCRYPTED_BASE, PLAIN_BASE, Row, rows
 
 #: What is drawn, of what was measured.
 PANELS = {
@@ -36,7 +37,7 @@ def draw(results: Results, out: Path) -> bool:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    found = {title: rows(results.measurements, *what) for what, title in PANELS.items()}
+    found = {title: bars(rows(results.measurements, *what)) for what, title in PANELS.items()}
     found = {title: table for title, table in found.items() if table}
     if not found:
         return False
@@ -52,8 +53,9 @@ def draw(results: Results, out: Path) -> bool:
         figure, axes = pyplot.subplots(lines, COLUMNS, figsize=(9, 2.1 * lines), squeeze=False)
         for panel in axes.flat[len(found) :]:
             panel.remove()
+        most = max(map(len, found.values()))
         for panel, (title, table) in zip(axes.flat, found.items(), strict=False):
-            _panel(panel, title, table)
+            _panel(panel, title, table, most)
         figure.suptitle(
             "Time of each tool ÷ time of ftx in the same round. Right of the line ftx is faster.\n"
             "Blue: encrypted, beside ftx. Orange: not encrypted, beside ftx --plain."
@@ -64,16 +66,23 @@ def draw(results: Results, out: Path) -> bool:
     return True
 
 
-def _panel(panel: Any, title: str, table: list[Any]) -> None:
-    bars = [row for row in table if row.ratio and row.peer.name not in (ENCRYPTED_BASE, PLAIN_BASE)]
-    names = [row.peer.name for row in bars]
-    ratios = [row.ratio.median for row in bars]
-    colours = [ENCRYPTED if row.peer.encrypted else PLAIN for row in bars]
+def bars(table: list[Row]) -> list[tuple[Peer, float]]:
+    """The others and their ratios: first the encrypted ones, the slowest above."""
+    found = [
+        (row.peer, row.ratio.median) for row in table if row.ratio and row.peer.name not in (ENCRYPTED_BASE, PLAIN_BASE)
+    ]
+    return sorted(found, key=lambda each: (not each[0].encrypted, -each[1]))
+
+
+def _panel(panel: Any, title: str, table: list[tuple[Peer, float]], most: int) -> None:
+    names = [peer.name for peer, _ in table]
+    ratios = [ratio for _, ratio in table]
+    colours = [ENCRYPTED if peer.encrypted else PLAIN for peer, _ in table]
     panel.barh(names, [ratio - 1 for ratio in ratios], left=1, color=colours)
-    panel.invert_yaxis()
+    panel.set_ylim(most - 0.4, -0.6)  # bars of one height everywhere
     panel.set_xscale("log")
     panel.set_xlim(min([0.3, *ratios]) / 1.5, max([3, *ratios]) * 2)
-    panel.axvline(1, color=INK, linewidth=1)
+    panel.vlines(1, -0.6, len(table) - 0.4, color=INK, linewidth=1)
     for place, ratio in enumerate(ratios):
         side = "left" if ratio >= 1 else "right"
         panel.annotate(f" {ratio:.2g}× ", (ratio, place), ha=side, va="center", fontsize=7)

@@ -19,8 +19,10 @@ Command = Sequence[str | Path]
 START_S = 20.0
 #: How often the memory of a running program is looked at. The kernel keeps the peak, so only the very end is missed.
 LOOK_S = 0.02
+#: So many in a row are free.
 PORTS = 6
-LISTENING = "0A"  # a state in /proc/net/tcp
+#: States in /proc/net/tcp, of include/net/tcp_states.h.
+LISTENING, CONNECTED = "0A", "01"
 
 
 class Failed(Exception):
@@ -93,27 +95,29 @@ def start(command: Command, environment: Mapping[str, str], log: Path) -> subpro
         )
 
 
-def wait_for_port(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    """Wait until somebody listens on a port in the process's network namespace, without connecting.
+def wait_for_port(process: subprocess.Popen[bytes], port: int, log: Path, state: str = LISTENING) -> None:
+    """Wait until a port in the process's network namespace is in a state, without connecting to it.
 
     Raises:
         Failed: the process ended, or nothing came.
     """
     deadline = time.monotonic() + START_S
-    while not _listens(process.pid, port):
+    while state not in _states(process.pid, port):
         if process.poll() is not None or time.monotonic() > deadline:
             raise Failed(f"it does not listen; {tail(log)}")
         time.sleep(0.002)
 
 
-def _listens(pid: int, port: int) -> bool:
+def _states(pid: int, port: int) -> set[str]:
+    """The states of the sockets of a local port."""
+    found = set()
     for table in ("tcp", "tcp6"):
-        with suppress(FileNotFoundError, ProcessLookupError, OSError):
+        with suppress(OSError):  # no IPv6, or the process is gone
             for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
                 local, state = line.split()[1], line.split()[3]
-                if state == LISTENING and int(local.rpartition(":")[2], 16) == port:
-                    return True
-    return False
+                if int(local.rpartition(":")[2], 16) == port:
+                    found.add(state)
+    return found
 
 
 def tail(log: Path) -> str:

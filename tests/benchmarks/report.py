@@ -108,6 +108,7 @@ def markdown(results: Results) -> str:
         "plain; above 1 ftx is faster. Every copy was compared with its source.",
     ]
     parts += ["## At a glance", summary(results)]
+    parts += [_listed(around["material"])]
     if results.yardsticks:
         parts += ["## The links", _yardsticks(results)]
     for case, step in tables(results):
@@ -117,8 +118,7 @@ def markdown(results: Results) -> str:
         parts += ["## Left out", "\n".join(f"- {who}: {why}" for who, why in results.left_out.items())]
     if results.notes:
         parts += ["## Notes", "\n".join(f"- {note}" for note in results.notes)]
-    lines = [f"{name}: {version}" for name, version in _versions(around).items()]
-    parts += ["## Versions", "\n".join(f"- {line}" for line in lines)]
+    parts += ["## Versions", _listed(around["versions"])]
     parts += ["## Command lines", "OWN is a folder of each tool's own, SOURCE the file or tree."]
     parts += ["\n".join(f"    {line}" for lines in results.commands.values() for line in lines)]
     return "\n\n".join(parts) + "\n"
@@ -142,10 +142,9 @@ def summary(results: Results) -> str:
     return "\n".join(lines)
 
 
-def _versions(around: dict[str, object]) -> dict[str, str]:
-    versions = around["versions"]
-    assert isinstance(versions, dict)
-    return versions
+def _listed(what: object) -> str:
+    assert isinstance(what, dict)
+    return "\n".join(f"- {name}: {text}" for name, text in what.items())
 
 
 def _table(found: list[Row]) -> str:
