@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -49,6 +49,7 @@ class Process:
         base: folder of the test; configuration and logs go there.
         arguments: of the command line; ``--json`` is added unless ``json_lines`` is false.
         uid: run as this user.
+        prefix: what stands before the program, to run it on a host of ``wanlink``.
     """
 
     def __init__(
@@ -60,12 +61,13 @@ class Process:
         stdin: int | None = subprocess.DEVNULL,
         close_stdin: bool = False,
         environ: dict[str, str] | None = None,
+        prefix: Sequence[str | bytes | Path] = (),
     ) -> None:
         self.events: list[dict[str, Any]] = []
         self.out = ""
         self._err = base / f"stderr-{threading.get_ident()}-{time.monotonic_ns()}"
         program = ["-m", "ftx"] if uid is None else ["-c", AS_USER, str(uid)]
-        command = [sys.executable, *program, arguments[0], *(["--json"] * json_lines), *arguments[1:]]
+        command = [*prefix, sys.executable, *program, arguments[0], *(["--json"] * json_lines), *arguments[1:]]
         with self._err.open("wb") as err:
             self.popen = subprocess.Popen(
                 command,
