@@ -96,7 +96,8 @@ class Listening(Event):
 class SessionUp(Event):
     """A session stands. ``peer`` is an address; ``session`` is hexadecimal.
 
-    ``lanes`` are a sender's at first, and those that a receiver has granted. ``via`` is ``"direct"``, or ``"ssh"`` where it goes through ssh itself.
+    ``lanes`` are a sender's at first, and those that a receiver has granted. ``via`` is ``"direct"``, or ``"ssh"``
+    where it goes through ssh itself.
     """
 
     type: ClassVar[str] = "session"
