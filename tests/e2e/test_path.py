@@ -123,26 +123,34 @@ def two_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tuner, "look", lambda _self, _now_s, _lanes: next(looks, 0))
 
 
+def _until_others_carry(proxy: Proxy) -> None:
+    """Hold lane 1 for so long."""
+    wait_until(lambda: sum(link.up.count for link in proxy.links[1:]) > MIB)
+
+
 def test_lanes_join_a_session_under_way(shm: Path, two_more: None) -> None:
-    source = fill(shm / "file", 48 * MIB)
+    source = fill(shm / "file", 24 * MIB)
     told: list[api.Event] = []
     with LocalReceiver(shm) as receiver, Proxy(receiver.port) as proxy:
-        proxy.up_faults = [Call(MIB, lambda: wait_until(lambda: len(proxy.links) == 3))]
+        proxy.up_faults = [Call(MIB, lambda: _until_others_carry(proxy))]
         done = local_send(shm, source, proxy.port, on_event=told.append)
         assert done.code == 0, done.message
-        wait_until(lambda: all(link.over for link in proxy.links))
         assert len(proxy.links) == 3
-        assert sum(link.up.count for link in proxy.links[1:]) > MIB
     assert [event.lanes for event in told if isinstance(event, api.SessionUp)] == [1]
     assert same(source, receiver.into / "file")
 
 
 def test_a_lane_that_does_not_come_about_is_done_without(shm: Path, two_more: None) -> None:
     """It would only have been faster: no session ends for that."""
-    source = fill(shm / "file", 4 * MIB)
+    source = fill(shm / "file", 24 * MIB)
     told: list[api.Event] = []
-    with LocalReceiver(shm) as receiver, Proxy(receiver.port, up=[Cut(100)], on=1) as proxy:
-        done = local_send(shm, source, proxy.port, bwlimit=3 * MIB, on_event=told.append, retry_for_s=5.0)
+    with LocalReceiver(shm) as receiver, Proxy(receiver.port) as proxy:
+
+        def the_next_breaks() -> None:
+            proxy.up_faults, proxy.on = [Cut(100)], 1
+
+        proxy.up_faults = [Call(1, the_next_breaks), Call(MIB, lambda: _until_others_carry(proxy))]
+        done = local_send(shm, source, proxy.port, on_event=told.append, retry_for_s=5.0)
         assert (done.code, done.message) == (0, "")
         assert len(proxy.links) == 3
     assert not [event for event in told if isinstance(event, api.Retry)]
