@@ -81,7 +81,7 @@ def _panel(panel: Any, title: str, table: list[tuple[Peer, float]], most: int) -
     panel.barh(names, [ratio - 1 for ratio in ratios], left=1, color=colours)
     panel.set_ylim(most - 0.4, -0.6)  # bars of one height everywhere
     panel.set_xscale("log")
-    panel.set_xlim(min([0.3, *ratios]) / 1.5, max([3, *ratios]) * 2)
+    panel.set_xlim(min([0.3, *ratios]) / 2.5, max([3, *ratios]) * 2)  # room for the figures
     panel.vlines(1, -0.6, len(table) - 0.4, color=INK, linewidth=1)
     for place, ratio in enumerate(ratios):
         side = "left" if ratio >= 1 else "right"

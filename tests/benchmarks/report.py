@@ -112,7 +112,7 @@ def markdown(results: Results) -> str:
     if results.yardsticks:
         parts += ["## The links", _yardsticks(results)]
     for case, step in tables(results):
-        parts += [f"## {case}: {STEPS[step]}", _table(rows(results.measurements, case, step))]
+        parts += [f"## {case}: {STEPS[step]}", _table(rows(results.measurements, case, step), _out_of(results, case))]
     parts += ["## Memory of ftx", _memory(results)]
     if results.left_out:
         parts += ["## Left out", "\n".join(f"- {who}: {why}" for who, why in results.left_out.items())]
@@ -125,7 +125,7 @@ def markdown(results: Results) -> str:
 
 
 def summary(results: Results) -> str:
-    """One table of everything: the seconds of ftx, and of the others the ratio."""
+    """One table of everything: the seconds of ftx, and of the others the ratio; who failed or was stopped is out."""
     shown = [peer for peer in PEERS if any(each.peer == peer.name for each in results.measurements)]
     bases = [peer for peer in shown if peer.name in (ENCRYPTED_BASE, PLAIN_BASE)]
     others = sorted((peer for peer in shown if peer not in bases), key=lambda peer: not peer.encrypted)
@@ -137,7 +137,8 @@ def summary(results: Results) -> str:
         cells = [f"{table[peer.name].seconds.median:.2f}" if peer.name in table else "" for peer in bases]
         for peer in others:
             row = table.get(peer.name)
-            cells.append(f"{row.ratio.median:.2f}×" if row and row.ratio else "")
+            gone = "out" if peer.name in _out_of(results, case) else ""
+            cells.append(f"{row.ratio.median:.2f}×" if row and row.ratio else gone)
         lines.append(f"| {case}{'' if step == 'copy' else f', {step}'} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -147,7 +148,13 @@ def _listed(what: object) -> str:
     return "\n".join(f"- {name}: {text}" for name, text in what.items())
 
 
-def _table(found: list[Row]) -> str:
+def _out_of(results: Results, case: str) -> dict[str, str]:
+    """Who is left out of a case, and why."""
+    found = ((who.removesuffix(f", {case}"), why) for who, why in results.left_out.items() if who.endswith(f", {case}"))
+    return dict(found)
+
+
+def _table(found: list[Row], out: dict[str, str]) -> str:
     lines = ["| | | seconds | ratio | sender's CPU s | MB on the wire |", "|---|---|---|---|---|---|"]
     for row in found:
         kind = "encrypted" if row.peer.encrypted else "plain"
@@ -156,6 +163,7 @@ def _table(found: list[Row]) -> str:
             f"| {row.peer.name} | {kind} | {_seconds(row.seconds)} | {ratio} | {row.cpu_s:.2f} "
             f"| {row.wire_bytes / 1e6:.1f} |"
         )
+    lines += [f"| {name} | | {why.partition(';')[0]} | | | |" for name, why in out.items()]
     return "\n".join(lines)
 
 
