@@ -150,6 +150,9 @@ def _list(count: Field, most: int, record: type, fields: tuple[Field, ...]) -> F
         if len(values) > most:
             raise ValueError(f"{len(values)} items where {most} are the most")
         parts = [count.write(len(values))]
+        if all_numbers is not None:
+            parts += [all_numbers.pack(*value) for value in values]
+            return b"".join(parts)
         for value in values:
             parts += [field.write(getattr(value, name)) for field, name in zip(fields, names, strict=True)]
         return b"".join(parts)

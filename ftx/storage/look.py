@@ -88,7 +88,7 @@ def _same(info: os.stat_result, entry: Entry, name: bytes, folder: Folder) -> bo
         return False
     match entry.kind:
         case Kind.FILE:
-            return stat.S_ISREG(info.st_mode) and info.st_size == entry.size
+            return info.st_size == entry.size and stat.S_ISREG(info.st_mode)
         case Kind.SYMLINK:
             return stat.S_ISLNK(info.st_mode) and disk.read_link(name, folder=folder.fd) == entry.target
         case Kind.FOLDER:
@@ -108,8 +108,14 @@ def _look(folder: Folder, name: bytes, entry: Entry, policy: Policy) -> SkipReas
     info = disk.look(name, folder=folder.fd)
     if info is None:
         return None
-    shown = disk.show(entry.path)
     folder.refuse_folded(name, entry.path)
+    if (
+        entry.kind is Kind.FILE
+        and _same(info, entry, name, folder)
+        and stat.S_IMODE(info.st_mode) == entry.mode & 0o777
+    ):
+        return SkipReason.SAME  # so nearly all of them
+    shown = disk.show(entry.path)
     if entry.kind is Kind.FOLDER:
         if not stat.S_ISDIR(info.st_mode):
             raise DestinationError(f"{shown}: something that is no folder has this name at the destination")

@@ -133,7 +133,8 @@ class Folder:
         Raises:
             NameRefused: it is called something else.
         """
-        self._learn(name)
+        if self._folds is None:
+            self._learn(name)
         if (self._folds if name.isascii() else self._finds_other(name)) and not self._spells(name):
             why = "the destination's file system takes this name for another one that is there"
             raise NameRefused(f"{disk.show(path)}: {why}")

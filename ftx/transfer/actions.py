@@ -165,6 +165,7 @@ class Fresh(NamedTuple):
 
 
 FRESH = Fresh()
+SAME = Leave(m.SkipReason.SAME)
 
 
 class Make(NamedTuple):

@@ -25,6 +25,7 @@ from ftx.protocol.session import State, next_state
 from ftx.transfer.actions import (
     FRESH,
     KEPT,
+    SAME,
     SMALL,
     Action,
     Commit,
@@ -362,16 +363,31 @@ class Ledger:
         with self._lock:
             actions: list[Action] = []
             fresh: list[int] = []
+            same: list[Small] = []
             for entry_id, verdict in found:
                 live = self._live.get(entry_id)
                 if verdict is FRESH and isinstance(live, Small):
                     live.state = State.WANTED
                     fresh.append(entry_id)
+                elif verdict is SAME and isinstance(live, Small):
+                    same.append(live)
                 else:
                     actions += self._looked(entry_id, verdict)
             if fresh:
                 actions.append(Say(m.WantAll(tuple(fresh))))
-            return actions
+            return actions + self._skip(same) if same else actions
+
+    def _skip(self, same: Sequence[Small]) -> list[Action]:
+        """These small files are there already: all that ``_looked`` says of each, in one go."""
+        self.skipped += len(same)
+        folders: dict[bytes, int] = {}
+        for live in same:
+            self.bytes_held += live.entry.size
+            folders[live.folder] = folders.get(live.folder, 0) + 1
+            self._count_ended(live, "skipped")
+        items = [m.SkipItem(live.entry.id, m.SkipReason.SAME) for live in same]
+        said = [Say(m.Skip(tuple(items[at : at + m.MAX_ANSWERS]))) for at in range(0, len(items), m.MAX_ANSWERS)]
+        return [*said, *[action for folder, count in folders.items() for action in self._outside(folder, count)]]
 
     def _looked(self, entry_id: int, verdict: Verdict) -> list[Action]:
         receiving = self._get(entry_id)
@@ -646,7 +662,7 @@ class Ledger:
             self.files_skipped += state == "skipped"
         if self._tell_all or state == "failed":
             if isinstance(receiving, Small):
-                sent, reused = receiving.entry.size, 0
+                sent, reused = (0, receiving.entry.size) if state == "skipped" else (receiving.entry.size, 0)
             else:
                 sent, reused = receiving.received, receiving.grid.bytes_in(receiving.held)
             self._ended.append(Outcome(receiving.entry, state, code, message, root, durable, sent, reused))

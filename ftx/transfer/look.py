@@ -16,7 +16,7 @@ from ftx.storage.look import Target
 from ftx.storage.partial import Partial, key_of
 from ftx.storage.paths import components
 from ftx.storage.scratch import Whole
-from ftx.transfer.actions import FRESH, SMALL, Leave, Make, Reject, Take, Verdict
+from ftx.transfer.actions import FRESH, SAME, SMALL, Leave, Make, Reject, Take, Verdict
 from ftx.transfer.room import Room
 from ftx.transfer.underway import UnderWay
 
@@ -170,6 +170,8 @@ class Looker:
             if len(small) == len(entries):
                 self._under_way.add_small(small)
                 return [(entry.id, FRESH) for entry in entries]
+            if not left and all([reason is m.SkipReason.SAME for reason in reasons]):
+                return [(entry.id, SAME) for entry in entries]
             found: list[tuple[int, Verdict]] = []
             try:
                 for entry, reason in zip(entries, reasons, strict=True):
@@ -232,7 +234,7 @@ class Looker:
                     if at_once:
                         return LATER
                     self._store.clear(self._peer, entry, fsync=self._fsync, root=self._root)
-                return Leave(reason)
+                return SAME if reason is m.SkipReason.SAME else Leave(reason)
             partial = self._open(target, entry, has_partial=has_partial, at_once=at_once)
         except FtxError as error:
             return Reject(error.wire, str(error))
