@@ -22,7 +22,7 @@ from ftx.protocol.manifest import Buffer
 SLOW_S = 1 / 25e6
 FAR_SLOW_S = 1 / 80e6  #: the same over a long way
 SPAN_S = 0.5
-FIRST_S = 0.1  #: of the first span: a small transfer is soon over
+FIRST_S = 0.1  #: of the first span over a long way: a small transfer is soon over
 BETTER = 0.95  #: compressing must take at most this part of the time of sending as it is
 #: From so long a round trip on, a connection begins slowly, whatever the link is; so the first chunk is compressed.
 FAR_S = 0.005
@@ -55,7 +55,7 @@ class Worth:
         self._slow_s = FAR_SLOW_S if far else SLOW_S
         self._send_s = SLOW_S if far else 0.0  # seconds that the link takes for a byte; at first, a guess
         self._plain_s = math.inf  # that a byte of a file took altogether, in the last span of chunks sent as they are
-        self._span_s = FIRST_S
+        self._span_s = FIRST_S if far else SPAN_S
         self._size, self._wire, self._all_s, self._sending_s = 0, 0, 0.0, 0.0  # of this span
         self._rest, self._next_rest = 0, 1  # spans until compressing is tried again, and after the next failure
         self._trust, self._next_trust = FIRST_TRUST  # spans until sending as it is is tried again

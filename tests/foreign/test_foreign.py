@@ -28,6 +28,11 @@ from tests.support.proxy import Flip, Proxy
 from . import foreign_peer as peer
 from .foreign_peer import RECEIVER, SENDER, BrokenLink, PeerError, SessionError, receive, send
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
 ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
 SECRET = bytes(range(32))
@@ -381,6 +386,11 @@ def test_the_values():
         "journal": journal,
         "xxh3-128 root of the worked example": peer.root_of(1, chunks, size),
     }
+    lines = b"".join(b"line %d\n" % number for number in range(100))
+    payload = vectors()["compressed DATA"][48:]
+    assert zstd.decompress(payload) == lines
+    body = struct.pack(">QQ", 7, 0) + peer.digest_of(1, lines) + payload
+    values["compressed DATA"] = peer.raw_frame(0x20, body, flags=0x01 | 0x02 | 0x04)
     for name, digest in (("xxh3-128", 1), ("sha-256", 2)):
         values |= {
             f"{name} of nothing": peer.digest_of(digest, b""),
