@@ -76,6 +76,7 @@ class Crew:
         self._cause: FtxError | None = None
         self._since = 0.0
         self._ended = False
+        self._woken = False
         self._stopped = False
         self._gone = False  # nobody waits any more for those that are stuck
 
@@ -135,8 +136,14 @@ class Crew:
             self._ended = True
             self._changed.notify_all()
 
+    def wake(self) -> None:
+        """Whoever waits is to look around now."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
+
     def wait(self, timeout_s: float) -> bool:
-        """Wait until the work is done; False after ``timeout_s``.
+        """Wait until the work is done; False after ``timeout_s``, or when somebody calls ``wake``.
 
         Raises:
             FtxError: the cause, once it is certain.
@@ -153,7 +160,8 @@ class Crew:
                     until = min(until, certain)
                 elif self._ended:
                     return True
-                if now >= deadline:
+                if now >= deadline or self._woken:
+                    self._woken = False
                     return False
                 self._changed.wait(until - now)
 

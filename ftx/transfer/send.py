@@ -35,6 +35,7 @@ from ftx.transfer.plan import SMALL_STEP, Offer, Plan
 log = logging.getLogger("ftx.send")
 
 TICK_S = 0.1
+UNTOLD_S = 0.01
 LEAVE_S = 1.0
 LAST_WORD_S = 0.3
 #: Entries are offered so many at a time, if there are as many: a batch of one for every receipt would cost more.
@@ -171,9 +172,11 @@ class SendSession:
 
     def _let_tell(self) -> None:
         """Before anything more can end: wait for the caller's thread if it has fallen far behind (G8)."""
+        if len(self._outcomes) >= MAX_UNTOLD // 4:
+            self._crew.wake()
         while len(self._outcomes) >= MAX_UNTOLD:
             self._check_going_on()
-            time.sleep(TICK_S)
+            time.sleep(UNTOLD_S)
 
     def _unblock(self) -> None:
         """Wake every thread of a session that is over."""
