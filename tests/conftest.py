@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.nursery import Nursery
+
 TIMEOUT_S = 60
 LONG_TIMEOUT_S = 600
 #: How long a thread that was told to end may take, before it counts as a leak.
@@ -75,12 +77,14 @@ def _descriptors() -> dict[int, str]:
 
 
 def _children() -> set[str]:
+    """Of this process, and of the one that forks for it."""
     found: set[str] = set()
-    for task in Path("/proc/self/task").iterdir():
-        try:
-            found |= set((task / "children").read_text().split())
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # the thread ended meanwhile
+    for pid in ("self", *([str(Nursery.running.pid)] if Nursery.running else [])):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            try:
+                found |= set((task / "children").read_text().split())
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # the thread ended meanwhile
     return found
 
 
@@ -102,6 +106,13 @@ def no_leaks() -> Iterator[None]:
         if time.monotonic() > deadline:
             pytest.fail(f"left behind: threads {new_threads}, descriptors {new_fds}, processes {new_children}")
         time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[None]:
+    """Processes of ftx start in no time. The folders that use many of them ask for it."""
+    with Nursery.open():
+        yield
 
 
 @pytest.fixture

@@ -26,7 +26,10 @@ from ftx.storage.source import Source
 from ftx.transfer import crew, events
 from tests.crash.lossy import Lost, UnsyncedDisk
 from tests.support import local  # noqa: F401 - a receiver that ends does not wait for a tick of its listener
+from tests.support.nursery import load
 from tests.support.trees import Node, size_of, snapshot, without_top
+
+load()  # here, and so not in each of the thousands of processes that are forked
 
 PATIENCE_S = 30
 SIDE_BY_SIDE = 6
@@ -304,7 +307,13 @@ def _receive(setting: Setting, base: Path, fault: Fault | None, report: Report) 
             report({"port": event.addresses[0][1]})
 
     options = api.ReceiveOptions(
-        dir=base / "into", bind=("127.0.0.1",), port=0, reserve=0, exists=setting.policy, config_dir=setting.config
+        dir=base / "into",
+        bind=("127.0.0.1",),
+        port=0,
+        reserve=0,
+        exists=setting.policy,
+        plain=True,  # TLS would take a quarter of the time, and touches no disk
+        config_dir=setting.config,
     )
     finished = api.Receiver(options, on_event=on_event).run(stop)
     report({"code": finished.code, "calls": watch.calls})
@@ -323,7 +332,13 @@ def _send(setting: Setting, port: int, fault: Fault | None, report: Report) -> N
             report({"state": event.state, "path": os.fsdecode(event.path)})
 
     options = api.SendOptions(
-        host="127.0.0.1", port=port, folder=setting.folder, retry_for_s=0, timeout_s=10, config_dir=setting.config
+        host="127.0.0.1",
+        port=port,
+        folder=setting.folder,
+        retry_for_s=0,
+        timeout_s=10,
+        plain=True,
+        config_dir=setting.config,
     )
     finished = api.send([setting.source], options, on_event=on_event)
     report(

@@ -155,7 +155,7 @@ def test_G9_G8_a_crowd_between_peers_that_are_stuck(shm: Path, count: int) -> No
     runs = _files(shm, count)
     for number in range(0, count, 10):
         runs[number] = [_tree(shm / f"tree {number}", number)]
-    with Receiver(shm) as receiver, _trouble(shm, receiver.port, 5):
+    with Receiver(shm, forked=False) as receiver, _trouble(shm, receiver.port, 5):
         with Crowd(shm, receiver.port, runs) as crowd:
             crowd.go()
             _all_well(crowd.results())
@@ -173,7 +173,7 @@ def test_G9_G8_a_crowd_between_peers_that_are_stuck(shm: Path, count: int) -> No
 
 def test_G9_a_crowd_with_lanes(shm: Path) -> None:
     runs = _files(shm, 40, MIB)
-    with Receiver(shm) as receiver:
+    with Receiver(shm, forked=False) as receiver:
         with Crowd(shm, receiver.port, runs, lanes=4) as crowd:
             crowd.go()
             _all_well(crowd.results())
@@ -186,7 +186,7 @@ def test_G9_a_crowd_with_lanes(shm: Path) -> None:
 @pytest.mark.parametrize("lanes", [1, 4])
 def test_G9_nobody_waits_much_longer_than_the_others(shm: Path, lanes: int) -> None:
     runs = _files(shm, LARGE_CROWD)
-    with Receiver(shm) as receiver, _trouble(shm, receiver.port, 5):
+    with Receiver(shm, forked=False) as receiver, _trouble(shm, receiver.port, 5):
         with Crowd(shm, receiver.port, runs, lanes=lanes) as crowd:
             crowd.go()
             results = crowd.results()
