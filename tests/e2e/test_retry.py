@@ -166,6 +166,7 @@ def test_a_superseded_run_that_did_not_hear_it_does_not_take_over_in_turn(shm: P
         assert same(source, receiver.into / "file")
 
 
+@pytest.mark.alone
 def test_a_ghost_is_evicted_at_once(shm: Path) -> None:
     """A killed sender's connection stays open and silent, as a lost router leaves it; the next run does not wait."""
     source = fill(shm / "file", SIZE)

@@ -27,10 +27,9 @@ LEFT_OUT = shutil.ignore_patterns("mutants", ".*")
 
 
 def run_test(tree: Path, test: str) -> subprocess.CompletedProcess[str]:
-    own = (
-        f"--basetemp={tree / 'tmp'}"  # pytest's usual place is cleared of what looks old, also by a run beside this one
-    )
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", own, "-m", "", test]
+    # pytest's usual place for temporary files is cleared of what looks old, also by a run beside this one.
+    own = ["-p", "no:cacheprovider", "-p", "no:xdist", f"--basetemp={tree / 'tmp'}"]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", *own, "-m", "", test]
     environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=120, check=False)
 

@@ -89,6 +89,7 @@ def test_stop_ends_the_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
         dial.connect("127.0.0.1", 1, 30, stop.check)
 
 
+@pytest.mark.alone
 def test_a_name_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_more: time.sleep(1) or [])
     started = time.monotonic()

@@ -217,6 +217,7 @@ def test_g8_what_is_queued_is_bounded(opened: Pair, sender: Lane) -> None:
     thread.join()
 
 
+@pytest.mark.alone
 def test_a_deadline_counts_over_all_bytes(raw: Pair) -> None:
     """A peer that dribbles gains nothing by it."""
     lane, theirs = raw
@@ -388,6 +389,7 @@ def test_g11_draining_lets_the_last_word_arrive() -> None:
         assert heard.endswith(b"because")
 
 
+@pytest.mark.alone
 def test_drain_is_bounded(raw: Pair) -> None:
     """By time for one who says nothing, by bytes for one who never stops."""
     lane, theirs = raw
