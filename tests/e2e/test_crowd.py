@@ -210,6 +210,7 @@ def test_G9_a_crowd_with_much_to_send(shm: Path) -> None:
         assert all(same(path, receiver.into / path.name) for (path,) in runs)
 
 
+@pytest.mark.alone
 def test_G9_stuck_peers_do_not_delay_a_sender(shm: Path) -> None:
     """Every kind of them is there, many times, and stays; a sender needs what it needs alone, or nearly so."""
     with Receiver(shm) as receiver, _trouble(shm, receiver.port, 8) as stuck:
@@ -341,6 +342,7 @@ def test_one_job_is_started_many_times_at_once(shm: Path) -> None:
         assert not partials(receiver.into)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("lanes", [1, 4])
 def test_G2_a_killed_job_goes_on_at_once(shm: Path, lanes: int) -> None:
     """Killed and started again in the same moment, over and over: nobody waits for a ghost, nothing is busy."""
@@ -361,6 +363,7 @@ def test_G2_a_killed_job_goes_on_at_once(shm: Path, lanes: int) -> None:
         assert not [entry for entry in receiver.of_type("entry") if entry["state"] == "failed"]
 
 
+@pytest.mark.alone
 def test_G2_a_killed_crowd_goes_on_at_once(shm: Path) -> None:
     runs = _files(shm, 20, 2 * MIB)
     with Receiver(shm) as receiver:

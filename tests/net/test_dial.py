@@ -73,6 +73,7 @@ def _never(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dial.select, "select", lambda _r, _w, _x, wait_s: time.sleep(wait_s) or ([], [], []))
 
 
+@pytest.mark.alone
 def test_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     _never(monkeypatch)
     started = time.monotonic()

@@ -248,6 +248,7 @@ def test_a_deadline_for_a_peer_that_takes_nothing(opened: Pair) -> None:
             lane.send(*[m.Ping()] * 1000)
 
 
+@pytest.mark.alone
 def test_a_check_ends_the_waiting(raw: Pair) -> None:
     class Stopped(Exception):
         pass
