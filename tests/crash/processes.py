@@ -26,10 +26,7 @@ from ftx.storage.source import Source
 from ftx.transfer import crew, events
 from tests.crash.lossy import Lost, UnsyncedDisk
 from tests.support import local  # noqa: F401 - a receiver that ends does not wait for a tick of its listener
-from tests.support.nursery import load
 from tests.support.trees import Node, size_of, snapshot, without_top
-
-load()  # here, and so not in each of the thousands of processes that are forked
 
 PATIENCE_S = 30
 SIDE_BY_SIDE = 6
@@ -337,6 +334,7 @@ def _send(setting: Setting, port: int, fault: Fault | None, report: Report) -> N
         folder=setting.folder,
         retry_for_s=0,
         timeout_s=10,
+        lanes=1,  # a busy machine looks far away, and gets more
         plain=True,
         config_dir=setting.config,
     )

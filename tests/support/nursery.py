@@ -40,12 +40,6 @@ LOADED = (
 )  # fmt: skip
 
 
-def load() -> None:
-    """For who forks: what has been loaded is there in each child."""
-    for name in LOADED:
-        importlib.import_module(name)
-
-
 class Forked:
     """One process, as ``subprocess.Popen`` has it.
 
@@ -199,8 +193,9 @@ def _become(order: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     del sys.path[0]  # this file's folder
-    load()
-    gc.freeze()
+    for name in LOADED:
+        importlib.import_module(name)
+    gc.freeze()  # to look for cycles would copy what is shared
     if (order := _orders()) is not None:
         _become(order)
         from ftx.cli.main import main
