@@ -18,6 +18,8 @@ from tests.support.files import fill
 from tests.support.local import LocalReceiver, local_send
 from tests.support.proxy import Cut, Fault, Flip, HalfClose, Proxy
 
+pytestmark = pytest.mark.timeout_s(180)  # more than a thousand sessions each
+
 SIZE = 120
 #: Sessions at a time: each waits for the end of a broken connection more than it works.
 AT_ONCE = 16

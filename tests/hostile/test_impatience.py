@@ -33,7 +33,7 @@ RENAME_EXCHANGE = 2
 
 @pytest.fixture
 def on_a_terminal() -> Iterator[None]:
-    """What is started now takes SIGHUP, also where the tests were started to outlive their terminal."""
+    """What is started now, not forked, takes SIGHUP, also where the tests were started to outlive their terminal."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
@@ -47,8 +47,8 @@ def test_g11_a_closed_terminal_ends_both_sides_in_good_order(on_a_terminal: None
         runs[0].signal(signal.SIGHUP)
 
     slowly = Dribble(MIB, step=64 * 1024, wait_s=0.005)  # ten seconds for the rest: it is noticed before the end
-    with Receiver(shm) as receiver, Proxy(receiver.port, up=[Call(MIB, close), slowly]) as proxy:
-        with sender(shm, source, proxy.port, "--retry-for", "0", "--lanes", "1") as run:
+    with Receiver(shm, forked=False) as receiver, Proxy(receiver.port, up=[Call(MIB, close), slowly]) as proxy:
+        with sender(shm, source, proxy.port, "--retry-for", "0", "--lanes", "1", forked=False) as run:
             runs.append(run)
             assert run.wait() == 128 + signal.SIGHUP, run.err
             assert "Run the same command again" in run.finished["message"]

@@ -2,8 +2,8 @@
 
 A run of this very file loads ftx once and forks for each order; it has one thread only, so it may. What it forks is a
 process as any other: a pid, signals, streams, an environment and a folder of its own, and it ends as the interpreter
-ends. Only what comes before ``main()`` is not its own, so whoever tests how Python starts, which modules a command
-loads or how much memory it takes starts Python itself, as ``tests/cli`` does.
+ends. Only what comes before ``main()`` is not its own: whoever tests how Python starts, which signals are ignored then,
+which modules a command loads or how much memory it takes starts Python itself, as ``tests/cli`` does.
 """
 
 from __future__ import annotations

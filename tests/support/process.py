@@ -31,9 +31,12 @@ ftx.cli.main.main()
 
 
 def environment(base: Path) -> dict[str, str]:
-    """The environment without what steers ftx, and with a configuration of its own below ``base``."""
+    """The environment without what steers ftx, with a configuration of its own below ``base``, and with one lane.
+
+    That is what ftx chooses on one machine, unless that is busy and so looks far away.
+    """
     own = {name: value for name, value in os.environ.items() if not name.startswith("FTX_")}
-    return own | {"FTX_CONFIG_DIR": str(base / "config"), "PYTHONWARNINGS": "error"}
+    return own | {"FTX_CONFIG_DIR": str(base / "config"), "FTX_SEND_LANES": "1", "PYTHONWARNINGS": "error"}
 
 
 def wait_until(ready: Callable[[], object], patience_s: float = PATIENCE_S) -> None:
