@@ -11,18 +11,63 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from tests.support.nursery import Nursery
+from tests.support.room import Room
+
 TIMEOUT_S = 60
 LONG_TIMEOUT_S = 600
+#: What ``addopts`` chooses.
+EVERYDAY = "not long"
+#: Half of a test's time is spent waiting. More than some would only make each test slower than it is made for.
+WORKERS = min(2 * len(os.sched_getaffinity(0)), 8) if hasattr(os, "sched_getaffinity") else 4
+#: Whether this process is one of those.
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+ROOM = pytest.StashKey[Room]()
 #: How long a thread that was told to end may take, before it counts as a leak.
 SETTLE_S = 8.0
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """The whole everyday suite runs side by side; what was chosen by hand, and the long tests, in this process."""
+    options = config.option
+    whole = config.args_source is config.ArgsSource.TESTPATHS and not options.keyword and options.markexpr == EVERYDAY
+    if whole and not IS_WORKER and not options.usepdb and getattr(options, "numprocesses", 0) is None:
+        options.numprocesses = WORKERS
+        options.dist = "worksteal"  # neighbours share what their module makes
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "timeout_s(seconds): a hang of this test fails it after so long")
+    config.addinivalue_line("markers", "alone: looks at the clock; no other test runs meanwhile")
+    if IS_WORKER:
+        config.stash[ROOM] = Room(Path(config.option.basetemp).parent)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if IS_WORKER:
+        items.sort(key=_is_alone)  # together, so that the others stand aside once
+
+
+def _is_alone(item: pytest.Item | None) -> bool:
+    return item is not None and item.get_closest_marker("alone") is not None
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    if not IS_WORKER:
+        return (yield)
+    item.config.stash[ROOM].enter(alone=_is_alone(item))
+    try:
+        return (yield)
+    finally:
+        if not (_is_alone(item) and _is_alone(nextitem)):
+            item.config.stash[ROOM].leave()
 
 
 def _limit_s(item: pytest.Item) -> float:
@@ -75,12 +120,14 @@ def _descriptors() -> dict[int, str]:
 
 
 def _children() -> set[str]:
+    """Of this process, and of the one that forks for it."""
     found: set[str] = set()
-    for task in Path("/proc/self/task").iterdir():
-        try:
-            found |= set((task / "children").read_text().split())
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # the thread ended meanwhile
+    for pid in ("self", *([str(Nursery.running.pid)] if Nursery.running else [])):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            try:
+                found |= set((task / "children").read_text().split())
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # the thread ended meanwhile
     return found
 
 
@@ -102,6 +149,13 @@ def no_leaks() -> Iterator[None]:
         if time.monotonic() > deadline:
             pytest.fail(f"left behind: threads {new_threads}, descriptors {new_fds}, processes {new_children}")
         time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[None]:
+    """Processes of ftx start in no time. The folders that use many of them ask for it."""
+    with Nursery.open() if sys.platform == "linux" else nullcontext():
+        yield
 
 
 @pytest.fixture

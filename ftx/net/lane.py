@@ -271,7 +271,7 @@ class Lane:
 
     @property
     def round_trip_s(self) -> float:
-        """Seconds to the peer and back, as TCP has measured it; 0 where the system does not tell."""
+        """Seconds to the peer and back, at best, as TCP has measured it; 0 where the system does not tell."""
         return tcp.round_trip_s(self.sock)
 
     def _enlarge(self, size: int) -> None:

@@ -15,6 +15,7 @@ _ROUND_TRIP = struct.Struct("=68xI")  #: in microseconds
 #: Also, in this order: repeated segments, acknowledged bytes, bytes that were not sent yet, the shortest round trip,
 #: and segments with data. Linux 4.6 and later have them all.
 _SEEN = struct.Struct("=68xI28xI16xQ16xII4xI")
+NEVER_S = (2**32 - 1) / 1e6  #: for the shortest round trip, when none was measured yet
 #: Where the system lists what may be chosen: by this user, and by who may administer the network.
 _ALLOWED, _AVAILABLE = (
     Path(f"/proc/sys/net/ipv4/tcp_{which}_congestion_control") for which in ("allowed", "available")
@@ -57,7 +58,9 @@ def _info(sock: Tcp, size: int) -> bytes:
 
 
 def round_trip_s(sock: Tcp) -> float:
-    """Seconds to the peer and back; 0 where the system does not tell."""
+    """Seconds to the peer and back, at best: a busy machine is not far away. 0 where the system does not tell."""
+    if (whole := seen(sock)) is not None and whole.shortest_s < NEVER_S:
+        return whole.shortest_s
     info = _info(sock, _ROUND_TRIP.size)
     if len(info) < _ROUND_TRIP.size:
         return 0.0

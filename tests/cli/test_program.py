@@ -189,6 +189,7 @@ def test_the_port_is_taken(world: World) -> None:
 # --- signals ---
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_sender_leaves_within_a_second(world: World, number: int, code: int) -> None:
     receiver = world.receiver()
@@ -207,6 +208,7 @@ def test_an_interrupted_sender_leaves_within_a_second(world: World, number: int,
     assert events(again.stdout)[-1]["bytes_reused"] > 0
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_idle_receiver_leaves_within_a_second(world: World, number: int, code: int) -> None:
     receiver = world.receiver()

@@ -158,7 +158,14 @@ def crash_at_every_call(
     size = setting.size
     slack = 20 if setting.tree else 3  # how a tree's entries fall into groups is a matter of time
     positions = range(1, len(names) + slack + 1) if every else telling(names)
-    works = (crash(setting, shm / str(at), **{side: Fault(at, after=after, lost=lost)}) for at in positions)
+
+    def fault(at: int) -> Fault:
+        if every:
+            return Fault(at, after=after, lost=lost)
+        name = names[at - 1]  # the same call, also where calls of other functions are more or less
+        return Fault(names[:at].count(name), only=name, after=after, lost=lost)
+
+    works = (crash(setting, shm / str(at), **{side: fault(at)}) for at in positions)
     bad, died = [], 0
     for at, found in zip(positions, side_by_side(works), strict=True):
         where = f"{'after' if after else 'before'} call {at} ({names[at - 1] if at <= len(names) else 'none'})"

@@ -155,7 +155,7 @@ def test_G9_G8_a_crowd_between_peers_that_are_stuck(shm: Path, count: int) -> No
     runs = _files(shm, count)
     for number in range(0, count, 10):
         runs[number] = [_tree(shm / f"tree {number}", number)]
-    with Receiver(shm) as receiver, _trouble(shm, receiver.port, 5):
+    with Receiver(shm, forked=False) as receiver, _trouble(shm, receiver.port, 5):
         with Crowd(shm, receiver.port, runs) as crowd:
             crowd.go()
             _all_well(crowd.results())
@@ -173,7 +173,7 @@ def test_G9_G8_a_crowd_between_peers_that_are_stuck(shm: Path, count: int) -> No
 
 def test_G9_a_crowd_with_lanes(shm: Path) -> None:
     runs = _files(shm, 40, MIB)
-    with Receiver(shm) as receiver:
+    with Receiver(shm, forked=False) as receiver:
         with Crowd(shm, receiver.port, runs, lanes=4) as crowd:
             crowd.go()
             _all_well(crowd.results())
@@ -186,7 +186,7 @@ def test_G9_a_crowd_with_lanes(shm: Path) -> None:
 @pytest.mark.parametrize("lanes", [1, 4])
 def test_G9_nobody_waits_much_longer_than_the_others(shm: Path, lanes: int) -> None:
     runs = _files(shm, LARGE_CROWD)
-    with Receiver(shm) as receiver, _trouble(shm, receiver.port, 5):
+    with Receiver(shm, forked=False) as receiver, _trouble(shm, receiver.port, 5):
         with Crowd(shm, receiver.port, runs, lanes=lanes) as crowd:
             crowd.go()
             results = crowd.results()
@@ -210,6 +210,7 @@ def test_G9_a_crowd_with_much_to_send(shm: Path) -> None:
         assert all(same(path, receiver.into / path.name) for (path,) in runs)
 
 
+@pytest.mark.alone
 def test_G9_stuck_peers_do_not_delay_a_sender(shm: Path) -> None:
     """Every kind of them is there, many times, and stays; a sender needs what it needs alone, or nearly so."""
     with Receiver(shm) as receiver, _trouble(shm, receiver.port, 8) as stuck:
@@ -341,6 +342,7 @@ def test_one_job_is_started_many_times_at_once(shm: Path) -> None:
         assert not partials(receiver.into)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("lanes", [1, 4])
 def test_G2_a_killed_job_goes_on_at_once(shm: Path, lanes: int) -> None:
     """Killed and started again in the same moment, over and over: nobody waits for a ghost, nothing is busy."""
@@ -361,6 +363,7 @@ def test_G2_a_killed_job_goes_on_at_once(shm: Path, lanes: int) -> None:
         assert not [entry for entry in receiver.of_type("entry") if entry["state"] == "failed"]
 
 
+@pytest.mark.alone
 def test_G2_a_killed_crowd_goes_on_at_once(shm: Path) -> None:
     runs = _files(shm, 20, 2 * MIB)
     with Receiver(shm) as receiver:

@@ -156,6 +156,7 @@ def test_something_else_on_the_port(tmp_path: Path, source: Path, other: str) ->
         _failed(send(tmp_path, source, port), 4, words)
 
 
+@pytest.mark.alone
 def test_silence_on_the_port(tmp_path: Path, source: Path) -> None:
     with _listener(lambda connection: connection.recv(4096) and connection.recv(4096)) as port:
         started = time.monotonic()

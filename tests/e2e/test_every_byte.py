@@ -5,8 +5,9 @@ G11: every end has an exit code of the table. G1, G4: what is published is right
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from ftx.transfer import crew
 from tests.support.files import fill
 from tests.support.local import LocalReceiver, local_send
 from tests.support.proxy import Cut, Fault, Flip, HalfClose, Proxy
+
+pytestmark = pytest.mark.timeout_s(180)  # more than a thousand sessions each
 
 SIZE = 120
 #: Sessions at a time: each waits for the end of a broken connection more than it works.
@@ -27,15 +30,6 @@ DOWN_BYTES = 404
 TLS_BYTES = {"up": SIZE + 1010, "down": 1254}
 #: Of these every so many are tried every day, and all when there is time.
 SOME = 13
-
-
-@pytest.fixture(autouse=True)
-def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorter waits, in the same proportions: thousands of sessions end by one of them."""
-    monkeypatch.setattr(crew, "SETTLE_S", 0.01)
-    monkeypatch.setattr(messages, "PING_S", 0.2)
-    monkeypatch.setattr(messages, "DRAIN_S", 0.2)
-    monkeypatch.setattr(messages, "HANDSHAKE_S", 1.0)
 
 
 @pytest.fixture(params=[True])
@@ -53,23 +47,41 @@ every_byte_of_tls = pytest.mark.parametrize(
 )  # fmt: skip
 
 
-def _for_each(count: int, attempt: Callable[[int], str | None]) -> list[str]:
-    """What was wrong, over all positions."""
+@contextmanager
+def _hurry() -> Iterator[None]:
+    """Shorter waits, in the same proportions: thousands of sessions end by one of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crew, "SETTLE_S", 0.01)
+        patch.setattr(messages, "PING_S", 0.2)
+        patch.setattr(messages, "DRAIN_S", 0.2)
+        patch.setattr(messages, "HANDSHAKE_S", 1.0)
+        yield
+
+
+def _for_each(count: int, runs: Sequence[Callable[[int], str | None]]) -> list[str]:
+    """What was wrong, over all positions: of the runs with a fault, and then of those that have all the time."""
+    broken, again = runs
+    with _hurry():
+        wrong = _all(count, broken)
+    return wrong + _all(count, again)
+
+
+def _all(count: int, run: Callable[[int], str | None]) -> list[str]:
     pool = ThreadPoolExecutor(AT_ONCE)
     try:
-        return [wrong for wrong in pool.map(attempt, range(count)) if wrong]
+        return [wrong for wrong in pool.map(run, range(count)) if wrong]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # one that hangs is found by ``no_leaks``
 
 
 def _sessions(
     place: tuple[Path, Path, LocalReceiver], fault: Callable[[int], Fault], way: str, codes: set[int]
-) -> Callable[[int], str | None]:
-    """A run with the fault at a byte, and one without; None if both are as they should be."""
+) -> Sequence[Callable[[int], str | None]]:
+    """A run with the fault at a byte, and one without; each None if it is as it should be."""
     base, source, receiver = place
     contents, plain = source.read_bytes(), receiver.options.plain
 
-    def attempt(at: int) -> str | None:
+    def broken(at: int) -> str | None:
         target = receiver.into / str(at) / "file"
         with Proxy(receiver.port, **{way: [fault(at)]}) as proxy:
             first = local_send(base, source, proxy.port, folder=str(at), timeout_s=1.0, plain=plain)
@@ -81,12 +93,16 @@ def _sessions(
             return f"{at}: a wrong file was published"
         if first.code == 0 and not target.exists():
             return f"{at}: success without the file"
-        second = local_send(base, source, receiver.port, folder=str(at), timeout_s=5.0, retry_for_s=5.0, plain=plain)
+        return None
+
+    def again(at: int) -> str | None:
+        target = receiver.into / str(at) / "file"
+        second = local_send(base, source, receiver.port, folder=str(at), retry_for_s=5.0, plain=plain)
         if second.code != 0:
             return f"{at}: the second run: {second.code} {second.message}"
         return None if target.read_bytes() == contents else f"{at}: the second run: a wrong file"
 
-    return attempt
+    return broken, again
 
 
 def test_the_session_is_as_long_as_these_tests_think(place: tuple[Path, Path, LocalReceiver]) -> None:
@@ -110,36 +126,36 @@ def test_the_session_over_tls_is_as_long_as_these_tests_think(place: tuple[Path,
 @over_tls
 @every_byte_of_tls
 def test_G1_G11_cut_after_bytes_of_tls(place: tuple[Path, Path, LocalReceiver], way: str, step: int) -> None:
-    attempt = _sessions(place, lambda at: Cut(at * step, reset=at % 2 == 0), way, {0, 3})
-    assert _for_each(TLS_BYTES[way] // step, attempt) == []
+    runs = _sessions(place, lambda at: Cut(at * step, reset=at % 2 == 0), way, {0, 3})
+    assert _for_each(TLS_BYTES[way] // step, runs) == []
 
 
 @over_tls
 @every_byte_of_tls
 def test_G4_a_bit_flipped_in_tls(place: tuple[Path, Path, LocalReceiver], way: str, step: int) -> None:
     """A clean error. Where the handshake was damaged it may be another protocol, or seem to be in clear."""
-    attempt = _sessions(place, lambda at: Flip(at * step, mask=1 << at % 8), way, {0, 3, 4, 8})
-    assert _for_each(TLS_BYTES[way] // step, attempt) == []
+    runs = _sessions(place, lambda at: Flip(at * step, mask=1 << at % 8), way, {0, 3, 4, 8})
+    assert _for_each(TLS_BYTES[way] // step, runs) == []
 
 
 @pytest.mark.parametrize(("way", "count"), [("up", UP_BYTES), ("down", DOWN_BYTES)])
 def test_G1_G11_cut_after_every_byte(place: tuple[Path, Path, LocalReceiver], way: str, count: int) -> None:
-    attempt = _sessions(place, lambda at: Cut(at, reset=at % 2 == 0), way, {0, 3})
-    assert _for_each(count, attempt) == []
+    runs = _sessions(place, lambda at: Cut(at, reset=at % 2 == 0), way, {0, 3})
+    assert _for_each(count, runs) == []
 
 
 @pytest.mark.parametrize(("way", "count"), [("up", UP_BYTES), ("down", DOWN_BYTES)])
 def test_half_closed_after_some_bytes(place: tuple[Path, Path, LocalReceiver], way: str, count: int) -> None:
     """One direction ends, the other goes on."""
-    attempt = _sessions(place, lambda at: HalfClose(at * 7), way, {0, 3})
-    assert _for_each(count // 7, attempt) == []
+    runs = _sessions(place, lambda at: HalfClose(at * 7), way, {0, 3})
+    assert _for_each(count // 7, runs) == []
 
 
 @pytest.mark.parametrize(("way", "count"), [("up", UP_BYTES), ("down", DOWN_BYTES)])
 def test_G4_a_bit_flipped_at_every_byte(place: tuple[Path, Path, LocalReceiver], way: str, count: int) -> None:
     """A damaged chunk is repaired in place; any other damage is a broken link, or another protocol, or no key."""
-    attempt = _sessions(place, lambda at: Flip(at, mask=1 << at % 8), way, {0, 3, 4, 8})
-    assert _for_each(count, attempt) == []
+    runs = _sessions(place, lambda at: Flip(at, mask=1 << at % 8), way, {0, 3, 4, 8})
+    assert _for_each(count, runs) == []
 
 
 def test_G4_a_damaged_payload_is_repaired_in_place(place: tuple[Path, Path, LocalReceiver]) -> None:

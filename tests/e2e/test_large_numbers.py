@@ -67,7 +67,7 @@ def _arrived(folder: Path) -> int:
 
 def _run(base: Path, top: Path, port: int, *arguments: str) -> Process:
     """A sender that does not say each of its files: the test would need more memory than both sides."""
-    return sender(base, top, port, "--quiet", *arguments, json_lines=False)
+    return sender(base, top, port, "--quiet", *arguments, json_lines=False, forked=False)
 
 
 def _peaks(process: Process, receiver: Process, until: Any) -> tuple[int, int]:
@@ -96,7 +96,7 @@ class _Quiet(Receiver):
 def _transfer(base: Path, count: int) -> tuple[int, int]:
     """Send ``count`` files into an empty folder; peak memory of the sender and the receiver."""
     top = _many(base / f"{count}", count)
-    with _Quiet(base, into=base / "into") as receiver:
+    with _Quiet(base, into=base / "into", forked=False) as receiver:
         started = time.monotonic()
         with _run(base, top, receiver.port) as process:
             peaks = _peaks(process, receiver, lambda: process.popen.poll() is not None)
@@ -133,14 +133,14 @@ def test_G2_G8_a_million_files_and_a_kill_in_the_middle(shm: Path, victim: str) 
     def half_there() -> bool:
         return (into / "top" / f"{half:04}").exists()
 
-    with _Quiet(shm, into=into) as receiver, Meter(receiver.port) as meter:
+    with _Quiet(shm, into=into, forked=False) as receiver, Meter(receiver.port) as meter:
         first = _run(shm, top, meter.port, "--retry-for", "120")
         with first:
             _peaks(first, receiver, half_there)
             (receiver if victim == "receiver" else first).kill()
             there = _arrived(into / "top")
             before = meter.up
-            with _Quiet(shm, into=into) if victim == "receiver" else receiver as second:
+            with _Quiet(shm, into=into, forked=False) if victim == "receiver" else receiver as second:
                 meter.target = second.port
                 process = first if victim == "receiver" else _run(shm, top, meter.port)
                 started = time.monotonic()

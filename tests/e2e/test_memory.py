@@ -16,7 +16,7 @@ def _peaks(base: Path, size: int) -> tuple[int, int]:
     """Peak memory of sender and receiver, bytes; looked at until the sender ends."""
     source = fill(base / "large", size)
     sending = receiving = 0
-    with Receiver(base) as receiver, sender(base, source, receiver.port) as process:
+    with Receiver(base, forked=False) as receiver, sender(base, source, receiver.port, forked=False) as process:
         while process.popen.poll() is None:
             sending = max(sending, process.peak_rss())
             receiving = max(receiving, receiver.peak_rss())

@@ -178,6 +178,7 @@ def test_names_cannot_steer_the_terminal(tmp_path: Path) -> None:
         assert "\\x1b[2Jx\\x0ay" in sent.err
 
 
+@pytest.mark.alone
 def test_G11_ctrl_c(shm: Path) -> None:
     """Within a second, with a message that says what is kept and how to go on."""
     source = fill(shm / "file", 48 * MIB)
@@ -194,6 +195,7 @@ def test_G11_ctrl_c(shm: Path) -> None:
         )
 
 
+@pytest.mark.alone
 def test_G11_ctrl_c_while_it_waits_to_try_again(shm: Path) -> None:
     source = fill(shm / "file", 48 * MIB)
     with Receiver(shm) as receiver, Proxy(receiver.port) as proxy:
@@ -207,6 +209,7 @@ def test_G11_ctrl_c_while_it_waits_to_try_again(shm: Path) -> None:
             assert "kept" in process.finished["message"]
 
 
+@pytest.mark.alone
 def test_G11_ctrl_c_while_nobody_answers(tmp_path: Path) -> None:
     """Connected, and not a word from the other side."""
     source = fill(tmp_path / "file", 10)
@@ -224,6 +227,7 @@ def test_G11_ctrl_c_while_nobody_answers(tmp_path: Path) -> None:
         assert "Nothing was sent" in process.finished["message"]
 
 
+@pytest.mark.alone
 def test_G11_an_idle_receiver_leaves_at_once(tmp_path: Path) -> None:
     with Receiver(tmp_path) as receiver:
         started = time.monotonic()

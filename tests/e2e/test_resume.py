@@ -125,6 +125,7 @@ def test_G2_many_kills(shm: Path, big: Path) -> None:
 # --- told to stop --------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_G11_a_sender_is_told_to_stop(shm: Path, big: Path, number: int) -> None:
     """It leaves within a second, with 128 + the signal, and says what is kept."""
@@ -141,6 +142,7 @@ def test_G11_a_sender_is_told_to_stop(shm: Path, big: Path, number: int) -> None
         assert same(big, receiver.into / "big")
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_G11_a_receiver_is_told_to_stop(shm: Path, big: Path, number: int) -> None:
     """It leaves within 5 seconds and keeps what is under way; its sender learns why."""
@@ -411,6 +413,7 @@ def _first_byte_s(base: Path, size: int) -> float:
         return seen[0] - proxy.links[0].started_s
 
 
+@pytest.mark.alone
 @pytest.mark.timeout_s(120)
 def test_G3_the_first_new_byte_moves_at_once(shm: Path) -> None:
     assert _first_byte_s(shm, 1024 * MIB) < 0.5

@@ -81,6 +81,7 @@ def test_0_does_not_retry(shm: Path) -> None:
         assert "kept" in message and "again" in message
 
 
+@pytest.mark.alone
 def test_it_gives_up_when_nothing_moves(shm: Path) -> None:
     source = fill(shm / "file", MIB)
     with LocalReceiver(shm) as receiver, Proxy(receiver.port, up=[Cut(2000)], on=None) as proxy:
@@ -99,6 +100,7 @@ def test_a_link_that_never_stood_is_not_retried(shm: Path) -> None:
         assert len(proxy.links) == 1
 
 
+@pytest.mark.alone
 def test_a_silent_peer_is_a_broken_link(shm: Path) -> None:
     """Nothing passes any more, and nothing says so: after ``timeout_s`` the link counts as dead."""
     source = fill(shm / "file", SIZE)
@@ -166,6 +168,7 @@ def test_a_superseded_run_that_did_not_hear_it_does_not_take_over_in_turn(shm: P
         assert same(source, receiver.into / "file")
 
 
+@pytest.mark.alone
 def test_a_ghost_is_evicted_at_once(shm: Path) -> None:
     """A killed sender's connection stays open and silent, as a lost router leaves it; the next run does not wait."""
     source = fill(shm / "file", SIZE)

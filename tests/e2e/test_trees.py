@@ -10,6 +10,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -427,19 +428,24 @@ def test_a_very_deep_tree(shm: Path) -> None:
         subprocess.run(["rm", "-rf", top, shm / "into"], check=True)
 
 
-@pytest.mark.parametrize("exists", [pytest.param("keep", marks=pytest.mark.long), "replace"])
-def test_what_changes_below_a_thousand_folders(shm: Path, exists: str) -> None:
-    """Each folder is looked at when the one in it has its answer."""
-    top = shm / "top"
+@pytest.mark.parametrize("exists", ["keep", "replace"])
+@pytest.mark.parametrize(
+    ("depth", "stack"), [(320, 300), pytest.param(1005, 1000, marks=pytest.mark.long)], ids=["low-stack", "python's"]
+)
+def test_what_changes_below_more_folders_than_a_stack_is_deep(shm: Path, exists: str, depth: int, stack: int) -> None:
+    """Each folder is looked at when the one in it has its answer. Time goes with the square of the depth."""
+    top, usual = shm / "top", sys.getrecursionlimit()
     try:
-        _deep(top, 1005, b"d")
+        _deep(top, depth, b"d")
+        sys.setrecursionlimit(stack)
         with LocalReceiver(shm, exists=api.Exists(exists)) as receiver:
             assert run(shm, receiver.port, top).code == 0
-            fill(top / "/".join(["d"] * 500) / "late", 10)
+            fill(top / "/".join(["d"] * (depth // 2)) / "late", 10)
             finished = run(shm, receiver.port, top)
             assert finished.code == 0, finished.message
             assert finished.files - finished.skipped == 1
     finally:
+        sys.setrecursionlimit(usual)
         subprocess.run(["rm", "-rf", top, shm / "into"], check=True)
 
 

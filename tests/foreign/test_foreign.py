@@ -6,14 +6,12 @@ loopback, and over TLS but for the tests that say "plain" or "clear". "Wanted" a
 
 import contextlib
 import hashlib
-import json
 import os
 import random
 import re
 import socket
 import stat
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -23,6 +21,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests.support.process import Process
 from tests.support.proxy import Flip, Proxy
 
 from . import foreign_peer as peer
@@ -52,46 +51,20 @@ MAKERS = {b"dialer": b"listener", b"listener": b"dialer"}
 # --- The real program ---
 
 
-class Program:
-    """A process of ftx. It is killed when it takes too long."""
+class Program(Process):
+    """A process of ftx; its configuration is in `home`, unless it is told otherwise."""
 
-    def __init__(self, home, *arguments, plain=False, code=None, most_s=20):
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("FTX_")}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "ftx", *map(str, arguments), *["--plain"] * plain, "--json"],
-            cwd=ROOT,
-            env=environment | {"FTX_CONFIG_DIR": str(home / "config")} | ({"FTX_CODE": code} if code else {}),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.timer = threading.Timer(most_s, self.process.kill)
-        self.timer.start()
+    def __init__(self, home, *arguments, plain=False, code=None, config=None):
+        environ = ({"FTX_CODE": code} if code else {}) | ({"FTX_CONFIG_DIR": config} if config else {})
+        super().__init__(home, *map(str, arguments), *["--plain"] * plain, environ=environ)
 
     def port(self):
         """The port that a receiver has said it listens on."""
-        for line in self.process.stdout:
-            event = json.loads(line)
-            if event["type"] == "listening":
-                return event["addresses"][0][1]
-        raise AssertionError(self.process.stderr.read())
+        return self.event("listening")["addresses"][0][1]
 
     def end(self):
         """Exit status, and what it said on standard error."""
-        _, text = self.process.communicate()
-        return self.process.returncode, text
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.timer.cancel()
-        self.timer.join()
-        self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
-        self.process.stderr.close()
+        return self.wait(), self.err
 
 
 def key_file(path, key):
@@ -129,7 +102,7 @@ def home(tmp_path_factory):
 def there(home, tmp_path_factory):
     """A real receiver that has the secret: its port and its folder."""
     folder = tmp_path_factory.mktemp("there")
-    with receiver(home, folder, "--secret-file", home / "secret", most_s=600) as port:
+    with receiver(home, folder, "--secret-file", home / "secret") as port:
         yield port, folder
 
 
@@ -797,7 +770,7 @@ def test_send_evicts(there, to_there, tmp_path):
 def in_clear(home, tmp_path_factory):
     """A real receiver in plain mode that has the secret: its port and its folder."""
     folder = tmp_path_factory.mktemp("in_clear")
-    with receiver(home, folder, "--secret-file", home / "secret", plain=True, most_s=600) as port:
+    with receiver(home, folder, "--secret-file", home / "secret", plain=True) as port:
         yield port, folder
 
 
@@ -1088,7 +1061,8 @@ def test_receive_without_a_place_for_keys(from_real, home, tmp_path, config):
     with socket.create_server((HOST, 0)) as listener:
         listener.settimeout(5)
         port = listener.getsockname()[1]
-        with Program(Path(config), "send", path, HOST, "--port", port, "--secret-file", home / "secret") as program:
+        arguments = ("send", path, HOST, "--port", port, "--secret-file", home / "secret")
+        with Program(tmp_path, *arguments, config=f"{config}/config") as program:
             try:
                 totals = receive(listener, tmp_path / "here", secret=SECRET)
             except TimeoutError:
@@ -1226,8 +1200,8 @@ def test_the_real_receiver_goes_on_with_a_partial_of_the_peer(home, from_real, o
     with contextlib.ExitStack() as stack:
         port = stack.enter_context(receiver(home, tmp_path / "here", *key))
         program = stack.enter_context(Program(tmp_path, "send", old, HOST, "--port", port, *key))
-        text, _ = program.process.communicate()
-    finished = json.loads(text.splitlines()[-1])
+        program.wait()
+    finished = program.finished
     assert (finished["code"], finished["bytes_sent"]) == (0, SIZE - 2 * MIB)
     assert from_real.target.read_bytes() == FILES["large"]
 
@@ -1752,7 +1726,7 @@ def test_send_with_a_code_at_hand_pairs_when_it_is_not_known(from_real, monkeypa
 def pairs(tmp_path_factory):
     """A real receiver that knows nobody, and that pairs: its port and the home of its user."""
     home = tmp_path_factory.mktemp("pairs")
-    with receiver(home, home / "there", most_s=600) as port:
+    with receiver(home, home / "there") as port:
         yield port, home
 
 
@@ -1760,12 +1734,7 @@ def pairs(tmp_path_factory):
 def shown(home, *options):
     """`ftx pair`; gives the program and the code that it shows."""
     with Program(home, "pair", *options) as program:
-        for line in program.process.stdout:
-            event = json.loads(line)
-            if event["type"] == "code":
-                yield program, event["code"]
-                return
-        raise AssertionError(program.process.stderr.read())
+        yield program, program.event("code")["code"]
 
 
 def other_than(code):

@@ -8,7 +8,6 @@ import resource
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from tests.hostile import peer
 from tests.support.files import MIB, fill
 from tests.support.local import LocalReceiver, local_send
 from tests.support.process import Process, Receiver, sender, wait_until
-from tests.support.proxy import Call, Proxy
+from tests.support.proxy import Call, Dribble, Proxy
 
 XXH3 = DigestName.XXH3_128.function
 RENAME_EXCHANGE = 2
@@ -34,7 +33,7 @@ RENAME_EXCHANGE = 2
 
 @pytest.fixture
 def on_a_terminal() -> Iterator[None]:
-    """What is started now takes SIGHUP, also where the tests were started to outlive their terminal."""
+    """What is started now, not forked, takes SIGHUP, also where the tests were started to outlive their terminal."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
@@ -46,10 +45,10 @@ def test_g11_a_closed_terminal_ends_both_sides_in_good_order(on_a_terminal: None
 
     def close() -> None:
         runs[0].signal(signal.SIGHUP)
-        time.sleep(0.2)  # nothing passes meanwhile: the signal is noticed before the end
 
-    with Receiver(shm) as receiver, Proxy(receiver.port, up=[Call(MIB, close)]) as proxy:
-        with sender(shm, source, proxy.port, "--retry-for", "0", "--lanes", "1") as run:
+    slowly = Dribble(MIB, step=64 * 1024, wait_s=0.005)  # ten seconds for the rest: it is noticed before the end
+    with Receiver(shm, forked=False) as receiver, Proxy(receiver.port, up=[Call(MIB, close), slowly]) as proxy:
+        with sender(shm, source, proxy.port, "--retry-for", "0", "--lanes", "1", forked=False) as run:
             runs.append(run)
             assert run.wait() == 128 + signal.SIGHUP, run.err
             assert "Run the same command again" in run.finished["message"]

@@ -208,7 +208,7 @@ def has_ipv6() -> bool:
 def flooded(folder: Path, source: Path, at_once: int, *, most_mib: int) -> tuple[float, float]:
     """Seconds that a sender needs without and with a flood of so many, which began before it."""
     bind = ("--bind", "::1") if has_ipv6() else ()
-    with process.Receiver(folder, *bind) as receiver:
+    with process.Receiver(folder, *bind, forked=False) as receiver:
         ports = {":" in host: port for host, port in receiver.event("listening")["addresses"]}
         flood = Flood(ports[False], ports.get(True), at_once)
         times = []

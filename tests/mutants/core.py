@@ -1835,7 +1835,7 @@ CORE: tuple[Mutant, ...] = (
         "ftx/transfer/receive.py",
         "                        left.extend(self.ledger.looked(found))",
         "                        self._act(self.ledger.looked(found))",
-        "tests/e2e/test_trees.py::test_what_changes_below_a_thousand_folders[keep]",
+        "tests/e2e/test_trees.py::test_what_changes_below_more_folders_than_a_stack_is_deep[low-stack-keep]",
     ),
     Mutant(
         "underway a path waits for the turn",

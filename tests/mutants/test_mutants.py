@@ -22,14 +22,14 @@ SIDE_BY_SIDE = 4
 #: pytest itself breaks now and then over the traceback of a failure: a frame of Python 3.11 may have no line. That
 #: says nothing of the test.
 TRIES = 3
-LEFT_OUT = shutil.ignore_patterns("__pycache__", "mutants", ".*")
+#: What has been compiled comes along, so that a run need not compile all that it imports.
+LEFT_OUT = shutil.ignore_patterns("mutants", ".*")
 
 
 def run_test(tree: Path, test: str) -> subprocess.CompletedProcess[str]:
-    own = (
-        f"--basetemp={tree / 'tmp'}"  # pytest's usual place is cleared of what looks old, also by a run beside this one
-    )
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", own, "-m", "", test]
+    # pytest's usual place for temporary files is cleared of what looks old, also by a run beside this one.
+    own = ["-p", "no:cacheprovider", "-p", "no:xdist", f"--basetemp={tree / 'tmp'}"]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", *own, "-m", "", test]
     environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
@@ -74,6 +74,8 @@ def check(mutant: Mutant, tree: Path) -> str | None:
     if text.count(mutant.guard) != 1:
         return f"{mutant.name}: {mutant.file} has its guard {text.count(mutant.guard)} times"
     file.write_text(text.replace(mutant.guard, mutant.instead))
+    for compiled in (file.parent / "__pycache__").glob(f"{file.stem}.*"):
+        compiled.unlink()  # it may be as old and as long as what was compiled
     for _ in range(TRIES):
         result = run_test(tree, mutant.test)
         if result.returncode != pytest.ExitCode.INTERNAL_ERROR:

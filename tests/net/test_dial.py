@@ -73,6 +73,7 @@ def _never(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dial.select, "select", lambda _r, _w, _x, wait_s: time.sleep(wait_s) or ([], [], []))
 
 
+@pytest.mark.alone
 def test_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     _never(monkeypatch)
     started = time.monotonic()
@@ -89,6 +90,7 @@ def test_stop_ends_the_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
         dial.connect("127.0.0.1", 1, 30, stop.check)
 
 
+@pytest.mark.alone
 def test_a_name_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_more: time.sleep(1) or [])
     started = time.monotonic()

@@ -335,6 +335,7 @@ def test_g7_a_dialer_that_reflects_or_replays_is_refused(lanes: tuple[Lane, Lane
     assert isinstance(refused, Refused)
 
 
+@pytest.mark.alone
 def test_a_deadline_from_accept_on(lanes: tuple[Lane, Lane]) -> None:
     """A dialer that greets and then says nothing does not keep its place."""
     dialer, listener = lanes

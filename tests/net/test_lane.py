@@ -217,6 +217,7 @@ def test_g8_what_is_queued_is_bounded(opened: Pair, sender: Lane) -> None:
     thread.join()
 
 
+@pytest.mark.alone
 def test_a_deadline_counts_over_all_bytes(raw: Pair) -> None:
     """A peer that dribbles gains nothing by it."""
     lane, theirs = raw
@@ -247,6 +248,7 @@ def test_a_deadline_for_a_peer_that_takes_nothing(opened: Pair) -> None:
             lane.send(*[m.Ping()] * 1000)
 
 
+@pytest.mark.alone
 def test_a_check_ends_the_waiting(raw: Pair) -> None:
     class Stopped(Exception):
         pass
@@ -388,6 +390,7 @@ def test_g11_draining_lets_the_last_word_arrive() -> None:
         assert heard.endswith(b"because")
 
 
+@pytest.mark.alone
 def test_drain_is_bounded(raw: Pair) -> None:
     """By time for one who says nothing, by bytes for one who never stops."""
     lane, theirs = raw

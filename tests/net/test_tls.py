@@ -358,6 +358,7 @@ def taking(lane: Lane, size: int) -> Iterator[None]:
         thread.join()
 
 
+@pytest.mark.alone
 def test_a_deadline_counts_over_all_that_is_taken(encrypted: tuple[Lane, Lane]) -> None:
     dialer, listener = encrypted
     started = time.monotonic()

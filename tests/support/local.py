@@ -78,6 +78,7 @@ def local_send(base: Path, path: Path | bytes, port: int, **options: Any) -> api
         "port": port,
         "retry_for_s": 0.0,
         "timeout_s": 10.0,
+        "lanes": 1,  # which is what ftx chooses on one machine, unless that is busy and so looks far away
         "config_dir": base / "config",
     }
     return api.send([path], api.SendOptions(**defaults | options), on_event=on_event, stop=stop, code=code)

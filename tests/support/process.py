@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.support.nursery import Forked, Nursery
+
 PATIENCE_S = 40.0
 #: Becomes another user, who may not be able to read Python's own modules, and then the program.
 AS_USER = """
@@ -29,9 +31,12 @@ ftx.cli.main.main()
 
 
 def environment(base: Path) -> dict[str, str]:
-    """The environment without what steers ftx, and with a configuration of its own below ``base``."""
+    """The environment without what steers ftx, with a configuration of its own below ``base``, and with one lane.
+
+    That is what ftx chooses on one machine, unless that is busy and so looks far away.
+    """
     own = {name: value for name, value in os.environ.items() if not name.startswith("FTX_")}
-    return own | {"FTX_CONFIG_DIR": str(base / "config"), "PYTHONWARNINGS": "error"}
+    return own | {"FTX_CONFIG_DIR": str(base / "config"), "FTX_SEND_LANES": "1", "PYTHONWARNINGS": "error"}
 
 
 def wait_until(ready: Callable[[], object], patience_s: float = PATIENCE_S) -> None:
@@ -50,6 +55,7 @@ class Process:
         arguments: of the command line; ``--json`` is added unless ``json_lines`` is false.
         uid: run as this user.
         prefix: what stands before the program, to run it on a host of ``wanlink``.
+        forked: by the nursery, if there is one; else Python is started for it, as it is for what a nursery cannot give.
     """
 
     def __init__(
@@ -62,22 +68,30 @@ class Process:
         close_stdin: bool = False,
         environ: dict[str, str] | None = None,
         prefix: Sequence[str | bytes | Path] = (),
+        forked: bool = True,
     ) -> None:
         self.events: list[dict[str, Any]] = []
         self.out = ""
         self._err = base / f"stderr-{threading.get_ident()}-{time.monotonic_ns()}"
-        program = ["-m", "ftx"] if uid is None else ["-c", AS_USER, str(uid)]
-        command = [*prefix, sys.executable, *program, arguments[0], *(["--json"] * json_lines), *arguments[1:]]
+        options = [arguments[0], *(["--json"] * json_lines), *arguments[1:]]
+        own = environment(base) | (environ or {})
+        ordinary = uid is None and stdin == subprocess.DEVNULL and not close_stdin and not prefix
+        nursery = Nursery.running if forked and ordinary else None
+        self.popen: Forked | subprocess.Popen[bytes]
         with self._err.open("wb") as err:
-            self.popen = subprocess.Popen(
-                command,
-                stdin=stdin,
-                stdout=subprocess.PIPE,
-                stderr=err,
-                env=environment(base) | (environ or {}),
-                preexec_fn=(lambda: os.close(0)) if close_stdin else None,
-                cwd=base,
-            )
+            if nursery:
+                self.popen = nursery.start(options, stderr=err.fileno(), environ=own, cwd=base)
+            else:
+                program = ["-m", "ftx"] if uid is None else ["-c", AS_USER, str(uid)]
+                self.popen = subprocess.Popen(
+                    [*prefix, sys.executable, *program, *options],
+                    stdin=stdin,
+                    stdout=subprocess.PIPE,
+                    stderr=err,
+                    env=own,
+                    preexec_fn=(lambda: os.close(0)) if close_stdin else None,
+                    cwd=base,
+                )
         self._reader = threading.Thread(target=self._read, args=(json_lines,), name="events", daemon=True)
         self._reader.start()
 

@@ -1,0 +1,8 @@
+"""Each test has a process of ftx."""
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _many_processes(nursery: None) -> None:
+    """Start them where Python has been loaded already."""
