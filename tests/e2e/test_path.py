@@ -133,7 +133,7 @@ def test_lanes_join_a_session_under_way(shm: Path, two_more: None) -> None:
     told: list[api.Event] = []
     with LocalReceiver(shm) as receiver, Proxy(receiver.port) as proxy:
         proxy.up_faults = [Call(MIB, lambda: _until_others_carry(proxy))]
-        done = local_send(shm, source, proxy.port, on_event=told.append)
+        done = local_send(shm, source, proxy.port, lanes=0, on_event=told.append)
         assert done.code == 0, done.message
         assert len(proxy.links) == 3
     assert [event.lanes for event in told if isinstance(event, api.SessionUp)] == [1]
@@ -150,7 +150,7 @@ def test_a_lane_that_does_not_come_about_is_done_without(shm: Path, two_more: No
             proxy.up_faults, proxy.on = [Cut(100)], 1
 
         proxy.up_faults = [Call(1, the_next_breaks), Call(MIB, lambda: _until_others_carry(proxy))]
-        done = local_send(shm, source, proxy.port, on_event=told.append, retry_for_s=5.0)
+        done = local_send(shm, source, proxy.port, lanes=0, on_event=told.append, retry_for_s=5.0)
         assert (done.code, done.message) == (0, "")
         assert len(proxy.links) == 3
     assert not [event for event in told if isinstance(event, api.Retry)]
