@@ -52,14 +52,21 @@ class Untold:
 
     def __init__(self) -> None:
         self._events: deque[Event] = deque()
+        self._told = 0
 
     def put(self, event: Event) -> None:
         self._events.append(event)
 
     def take(self) -> Iterator[Event]:
         """Those that wait now, each as it is told."""
-        for _ in range(len(self._events)):
+        self._told = len(self._events)
+        for _ in range(self._told):
             yield self._events.popleft()
+
+    @property
+    def many(self) -> bool:
+        """There were many the last time, and so there will be soon."""
+        return self._told >= MAX_UNTOLD // 4
 
     @property
     def full(self) -> bool:

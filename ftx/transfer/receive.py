@@ -47,6 +47,7 @@ from ftx.transfer.room import Room
 from ftx.transfer.underway import UnderWay
 
 TICK_S = 0.2
+UNTOLD_S = 0.01
 LEAVE_S = 4.0
 LAST_WORD_S = 0.5
 #: A session that was superseded is a ghost, mostly; its successor waits for the partial meanwhile.
@@ -250,7 +251,7 @@ class ReceiveSession:
         lane = reader.lane
         while True:
             while self._untold.full and not self._crew.stopped:
-                time.sleep(TICK_S)
+                time.sleep(UNTOLD_S)
             message, _ = lane.receive()
             match message:
                 case m.Data():

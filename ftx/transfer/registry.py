@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("ftx.registry")
 
 TICK_S = 0.1
+BUSY_S = 0.01  #: while there is much to tell
 PROGRESS_S = 0.25
 LEAVE_S = 5.0
 #: How often what is unfinished is looked through for what is too old.
@@ -235,7 +236,7 @@ class Receiver:
                 self._show(self._shown.show)
             reported = 0.0
             while True:
-                stop.wait(TICK_S)
+                stop.wait(BUSY_S if self._events.many else TICK_S)
                 stop.check()
                 self._pump()
                 if time.monotonic() - reported >= PROGRESS_S:

@@ -145,7 +145,11 @@ def test_an_interrupt_leaves_what_was_measured_and_nothing_else(tmp_path: Path) 
     work.mkdir()
     options = ("--case", "loopback/byte", "--rounds", "1000", "--peer", "cp", "--work", str(work), "--out", str(out))
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.benchmarks", *options], stderr=subprocess.PIPE, text=True, cwd=REPOSITORY
+        [sys.executable, "-m", "tests.benchmarks", *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's job may ignore it
     ) as process:
         assert process.stderr
         while "round 1 of" not in process.stderr.readline():
