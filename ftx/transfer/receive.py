@@ -52,7 +52,6 @@ LEAVE_S = 4.0
 LAST_WORD_S = 0.5
 #: A session that was superseded is a ghost, mostly; its successor waits for the partial meanwhile.
 GHOST_S = 0.3
-WINDOW = 1024  #: entries that a sender may have outstanding
 ANSWERS = (m.Skip, m.Refuse, m.Receipt)
 
 _XXH3 = DigestName.XXH3_128.function
@@ -72,6 +71,7 @@ class ReceiveSession:
         limits: what it may do there.
         options: the receiver's.
         lanes: how many the sender gets.
+        window: entries that it may have outstanding.
         untold: gets an event for each entry that ended.
 
     Attributes:
@@ -87,10 +87,11 @@ class ReceiveSession:
         limits: Limits,
         options: ReceiveOptions,
         lanes: int,
+        window: int,
         untold: events.Untold,
     ) -> None:
         self.ledger = Ledger(
-            request.digest, WINDOW, limits.folder, tell_all=options.tell_all, max_size=limits.max_size,
+            request.digest, window, limits.folder, tell_all=options.tell_all, max_size=limits.max_size,
             compressed=compression.available(),
         )  # fmt: skip
         self.failure: FtxError | None = None

@@ -48,13 +48,15 @@ from ftx.transfer.ledger import Ledger
 from ftx.transfer.limits import Accounts, narrowed
 from ftx.transfer.measure import MeasureSession
 from ftx.transfer.pairing import Invitation
-from ftx.transfer.receive import WINDOW, ReceiveSession
+from ftx.transfer.receive import ReceiveSession
 
 if TYPE_CHECKING:
     from ftx.net.tls import Credentials
 
 log = logging.getLogger("ftx.registry")
 
+#: Entries that a sender may have outstanding: many, since a long way takes long; fewer in a crowd, which shares (G8).
+WINDOW, LEAST_WINDOW, WINDOWS = 4096, 1024, 65_536
 TICK_S = 0.1
 BUSY_S = 0.01  #: while there is much to tell
 PROGRESS_S = 0.25
@@ -386,6 +388,7 @@ class Receiver:
             self._strangers.pop(lane, None)
         lane.deadline_s = None
         lanes = min(request.lanes, MAX_LANES)
+        window = max(LEAST_WINDOW, min(WINDOW, WINDOWS // (len(self._sessions) + 1)))
         work: ReceiveSession | MeasureSession
         if request.mode is Mode.MEASURE:
             work = MeasureSession(lane, store, limits, options, lanes)
@@ -399,13 +402,14 @@ class Receiver:
                 limits,
                 options,
                 lanes,
+                window,
                 self._events,
             )
             job = peer, request.job
         session = _Session(request.session.hex(), address, work, job, request.process, request.retry_for_s)
         self._take_over(lane, session)
         try:
-            lane.send(m.Opened(lanes, WINDOW))
+            lane.send(m.Opened(lanes, window))
             lane.order.opened(Role.RECEIVER, request.mode)
             self._events.put(events.SessionUp(session.id, address, lane.encrypted, lanes))
             self._run(session)
