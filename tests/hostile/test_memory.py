@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
@@ -139,6 +140,13 @@ def test_g8_an_entry_is_outstanding_until_its_answer_is_on_its_way() -> None:
 def test_g8_who_offers_on_and_reads_no_answer_is_sent_away(tmp_path: Path) -> None:
     with LocalReceiver(tmp_path, open=True) as receiver, peer.sender(receiver.port, deaf=True) as lane:
         batch = tuple(peer.offered(b"a/b", 0) for _ in range(60))  # refused at once
+
+        def over() -> None:
+            """A system that has let go of a connection says so only to who sends, which the deaf may not any more."""
+            if receiver.of_type(events.SessionEnd):
+                raise LinkLost("the session is over")
+
+        lane.deadline_s, lane.check = time.monotonic() + 30, over
         with pytest.raises(LinkLost):
             for first in range(1, 10_000 * len(batch), len(batch)):
                 lane.send(m.Folder(b"", first, batch))
