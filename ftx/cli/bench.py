@@ -79,6 +79,7 @@ def bench(
     ssh: bool,
     rsh: tuple[str, ...] | None,
     remote_ftx: str,
+    congestion: str | None,
     code_fd: int | None,
 ) -> int:
     """Measure what limits the path to a receiver: the network, a disk, or a processor.
@@ -121,6 +122,7 @@ def bench(
         lanes=lanes,
         dir=folder,
         step_s=step,
+        congestion=congestion,
     )
     table = Table()
     out = None if json else Output(sys.stdout)

@@ -376,6 +376,7 @@ SAMPLES: dict[str, tuple[str, str, Any, Any]] = {
     "expire": ("0.5", "3", 0.5, 3),
     "lanes": ("3", "4", 3, 4),
     "bwlimit": ("1M", "2kB", 1024 * 1024, 2000),
+    "compress": ("no", "auto", "no", "auto"),
     "congestion": ("reno", "cubic", "reno", "cubic"),
     "rsh": ("rsh -l 'a b'", "ssh -p 22", ("rsh", "-l", "a b"), ("ssh", "-p", "22")),
     "remote_ftx": ("/opt/ftx/bin/ftx", "~/b", "/opt/ftx/bin/ftx", "~/b"),

@@ -255,7 +255,7 @@ def test_json(into: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert abs(finished.pop("time") - time.time()) < 30
     assert 0 <= finished.pop("seconds") < 30
     nothing = dict.fromkeys(
-        ("files", "failed", "skipped", "bytes_total", "bytes_sent", "bytes_reused", "kept", "left_out"), 0
+        ("files", "failed", "skipped", "bytes_total", "bytes_sent", "bytes_reused", "kept", "left_out", "bytes_wire"), 0
     )
     assert finished == nothing | {"type": "finished", "code": 0, "message": "", "unfinished": 1, "discarded": 0}
     assert err == ""

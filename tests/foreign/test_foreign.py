@@ -389,11 +389,15 @@ def test_the_values():
     assert f"`{fingerprint}`" in (ROOT / "protocol.md").read_text()
 
 
+MEASURING = {"STEP", "SAMPLE", "MEASURED"}  # of a mode that the peer does not know
+
+
 def test_the_frames():
     block = section("16.2").split("```vectors\n")[1].split("```")[0]
     frames = re.findall(r"^([A-Z_]+): .*\n((?:[0-9a-f]+\n)+)", block, re.MULTILINE)
-    assert [name for name, _ in frames] == list(peer.MESSAGES)
-    for name, text in frames:
+    known = [(name, text) for name, text in frames if name not in MEASURING]
+    assert [name for name, _ in known] == list(peer.MESSAGES)
+    for name, text in known:
         raw = bytes.fromhex(text)
         assert peer.frame(name, **peer.parse(raw)) == raw
         assert name == peer.NAMES[raw[0]]

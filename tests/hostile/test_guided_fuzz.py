@@ -109,7 +109,7 @@ class Guide:
 @pytest.fixture(autouse=True)
 def fixed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same nonces in each handshake."""
-    monkeypatch.setattr(handshake, "_hello", lambda who: m.Hello(m.MAGIC, 1, 1, bytes(32), who.public))
+    monkeypatch.setattr(handshake, "_hello", lambda who, **_: m.Hello(m.MAGIC, 1, 1, bytes(32), who.public))
     monkeypatch.setattr(m, "DRAIN_S", 0.01)
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from ftx.errors import LinkLost
@@ -64,7 +64,7 @@ class Simulated:
         return most
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=60, phases=[Phase.explicit, Phase.generate])  # a seed says enough
 @given(rate=RATES, lanes=st.integers(1, 8), seed=st.integers(0, 99), late_s=st.sampled_from([0.0, 0.005, STEP_S]))
 def test_bulk_is_accurate_and_smooth(rate: int, lanes: int, seed: int, late_s: float) -> None:
     simulated = Simulated(rate, lanes, seed, late_s)
