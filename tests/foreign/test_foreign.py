@@ -719,12 +719,13 @@ def test_send_more_than_the_window(to_there):
         if (side, name) != ("said", "FOLDER"):
             return no_matter[name](raw) if side == "heard" and name in no_matter else raw
         (one,) = peer.parse(raw)["entries"]
-        entries = [one | {"name": f"{number}.bin".encode()} for number in range(1025)]
-        return rewrite(entries=entries[:1024])(raw) + rewrite(first=1025, entries=entries[1024:])(raw)
+        entries = [one | {"name": f"{number}.bin".encode()} for number in range(4097)]
+        batches = [(at, entries[at : at + 1024]) for at in range(0, len(entries), 1024)]
+        return b"".join(rewrite(first=at + 1, entries=batch)(raw) for at, batch in batches)
 
     end, trace = to_there(tamper=tamper)
     assert (type(end), end.code) == (PeerError, 2)
-    assert all(fields["window"] == 1024 for fields in named(trace, "heard", "OPENED"))
+    assert all(fields["window"] == 4096 for fields in named(trace, "heard", "OPENED"))
 
 
 @pytest.mark.parametrize(
