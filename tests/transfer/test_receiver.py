@@ -15,7 +15,7 @@ from ftx.errors import LinkLost, SourceChanged, UnknownHost
 from ftx.protocol.manifest import Pin
 from ftx.storage import disk
 from ftx.storage.source import Source
-from ftx.transfer import dialer, events, receive, registry
+from ftx.transfer import dialer, events, registry
 from tests.support.files import fill
 from tests.support.local import LocalReceiver, local_send
 
@@ -146,8 +146,8 @@ def test_g8_where_nobody_looks_at_what_is_told_nothing_more_is_received(
         most = max(most, len(untold._events))
 
     monkeypatch.setattr(events.Untold, "put", counted)
-    monkeypatch.setattr(receive, "WINDOW", 64)
     monkeypatch.setattr(registry, "WINDOW", 64)
+    monkeypatch.setattr(registry, "LEAST_WINDOW", 64)
     (tmp_path / "tree").mkdir()
     for number in range(500):
         (tmp_path / "tree" / f"{number}").write_bytes(b"x")
