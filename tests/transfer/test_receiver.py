@@ -15,7 +15,7 @@ from ftx.errors import LinkLost, SourceChanged, UnknownHost
 from ftx.protocol.manifest import Pin
 from ftx.storage import disk
 from ftx.storage.source import Source
-from ftx.transfer import dialer, events, registry
+from ftx.transfer import dialer, events, receive, registry
 from tests.support.files import fill
 from tests.support.local import LocalReceiver, local_send
 
