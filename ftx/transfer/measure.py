@@ -194,7 +194,7 @@ class MeasureSession:
             self._state = next_measuring(self._state, Type.DATA)
             self._arrived += data.length
             late = self._state is Measuring.BEGINNING and self._arrived > self._announced
-            if late or data.entry != self._step or not 1 <= data.length <= MIN_CHUNK:
+            if late or data.entry != self._step or not 1 <= data.length <= MIN_CHUNK or data.compressed:
                 raise ProtocolError(f"DATA of {data.length} bytes for step {data.entry} makes no sense here")
             trial = self._trial
         payload = lane.payload(data.length, buffer)

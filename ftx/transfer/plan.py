@@ -40,6 +40,8 @@ from ftx.transfer.sending import Need, Sending, Small
 
 #: Chunks hashed for one DIGESTS message: a step is bounded, so PING is never late behind it.
 DIGESTS_STEP = 16
+#: Entries that a sender has outstanding, at most.
+MOST_OUTSTANDING = 65_536
 #: Small files that one job sends.
 SMALL_STEP = 32
 _SAME = m.SkipReason.SAME
@@ -93,7 +95,8 @@ class Plan:
 
     def opened(self, window: int) -> None:
         with self._lock:
-            self._window = max(window, m.INITIAL_WINDOW)  # a receiver always takes so many
+            # A receiver always takes so many; and what it grants is no reason to have them all in memory (G8).
+            self._window = min(max(window, m.INITIAL_WINDOW), MOST_OUTSTANDING)
 
     @property
     def window(self) -> int:

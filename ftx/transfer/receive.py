@@ -279,7 +279,9 @@ class ReceiveSession:
         left: list[tuple[Chunk, DestinationError | None]] = []
         actions: list[Action] = []
         written: list[tuple[Receiving | Small, int, bytes]] = []
-        with self._under_way.scratch.turn if chunks[0][0].length <= SMALL else nullcontext():
+        # A large one may be followed by small ones, which are written here and now; alone it is no burst.
+        small = any(data.length <= SMALL for data, _ in chunks)
+        with self._under_way.scratch.turn if small else nullcontext():
             full = self._full()
             for (data, arrived), where in zip(chunks, self.ledger.begin([data for data, _ in chunks]), strict=True):
                 if where is None:
@@ -297,9 +299,8 @@ class ReceiveSession:
                     left.append(((where, data, arrived), disk.destination_error(where.entry.path, error)))
                 else:
                     written.append((where, data.index, self._kept_digest(data, chunk)))
-            if not left:
-                self._act(actions + self.ledger.written(written))
-                return
+            self._act(actions + self.ledger.written(written))
+            actions, written = [], []
         try:
             for (where, data, payload), problem in left:
                 if (chunk := _intact(where, data, payload)) is None:

@@ -15,7 +15,18 @@ from collections.abc import Callable, Sequence
 from itertools import compress as chosen
 from typing import assert_never
 
-from ftx.errors import FtxError, Interrupted, LinkLost, NetworkError, PeerSilent, SourceChanged, SourceError, from_wire
+from ftx.errors import (
+    FtxError,
+    Interrupted,
+    Leaving,
+    LinkLost,
+    NetworkError,
+    PeerSilent,
+    ProtocolError,
+    SourceChanged,
+    SourceError,
+    from_wire,
+)
 from ftx.net.lane import Lane
 from ftx.protocol import messages as m
 from ftx.protocol.manifest import DigestName, Pin, root_of_one, zero_digest, zeros
@@ -76,6 +87,7 @@ class SendSession:
         self._lane = lane
         self._lanes = [lane]
         self._at_first = self._begun = lanes
+        self._tuned_s = 0.0
         self._join = join
         self._tuner = tuner
         self.plan = plan
@@ -129,18 +141,27 @@ class SendSession:
 
     def compressor(self, lane: Lane) -> Compressor | None:
         """What compresses a lane's chunks, where that is wanted."""
-        if not self._compress:
+        if not (self._compress and lane.zstd):
             return None
         made = Compressor(lane, max(1, self._begun - 1))
         self._compressors.append(made)
         return made
 
     def _tune(self) -> None:
+        """A few times a second, however often there is something to report."""
+        now_s = time.monotonic()
+        if now_s < self._tuned_s + TICK_S:
+            return
+        self._tuned_s = now_s
         with self._wake:
             lanes = tuple(self._lanes)
-        for _ in range(self._tuner.look(time.monotonic(), lanes)):
+        for _ in range(self._tuner.look(now_s, lanes)):
             self._begun += 1
-            self._begin_lane(self._begun)
+            try:
+                self._begin_lane(self._begun)
+            except Leaving as error:
+                log.debug("! %s", error)
+                return
 
     def _begin_lane(self, number: int) -> None:
         self._crew.start(f"write-{number}", lambda: self._write_bulk(number))
@@ -309,7 +330,7 @@ class SendSession:
     def _write_bulk(self, number: int) -> None:
         try:
             lane = self._join(number, self._check_going_on)
-        except NetworkError as error:
+        except (NetworkError, ProtocolError) as error:
             if number <= self._at_first:
                 raise
             log.debug("! lane %d did not come about: %s", number, error)

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ftx.errors import FtxError, PeerSilent, from_wire
+from ftx.errors import FtxError, PeerSilent, ProtocolError, from_wire
 from ftx.net import tcp
 from ftx.net.lane import Lane
 from ftx.protocol import messages as m
@@ -102,6 +102,7 @@ class BenchSession:
         self._sent = 0
         self._outbox: deque[m.Message] = deque()
         self._laps: list[Laps] = []
+        self._said_bye = False
         self._last_word: m.Error | None = None
         self._quiet = threading.Event()
         self._answers: queue.SimpleQueue[m.Measured] = queue.SimpleQueue()
@@ -119,6 +120,7 @@ class BenchSession:
                 crew.start("write", lambda: self._write(self._lane))
                 try:
                     work()
+                    self._said_bye = True
                     self._say(m.Bye(0, 0, 0))
                     while not crew.wait(TICK_S):
                         self._check()
@@ -231,6 +233,8 @@ class BenchSession:
                 case m.Error():
                     raise from_wire(message.code, message.message)
                 case m.Bye():
+                    if not self._said_bye:
+                        raise ProtocolError("BYE from the receiver before ours")
                     self._crew.end()
                     return
                 case _:
@@ -294,7 +298,7 @@ class BenchSession:
         return max(length // 2, LEAST_CHUNK) if took_s > LONG_S else length
 
     def _idle(self, lane: Lane, *, control: bool) -> None:
-        if time.monotonic() - lane.last_sent_s >= m.PING_S:
+        if time.monotonic() - lane.last_sent_s >= m.PING_S and not (control and self._said_bye):
             lane.send(m.Ping())
         with self._wake:
             if not (control and self._outbox) and lane not in self._running and self._last_word is None:

@@ -523,8 +523,8 @@ ACCESS: tuple[Mutant, ...] = (
         "a measuring's chunks of any length",
         ("G8",),
         "ftx/transfer/measure.py",
-        " or not 1 <= data.length <= MIN_CHUNK:",
-        ":",
+        " or not 1 <= data.length <= MIN_CHUNK",
+        "",
         MEASURING + "g12_what_makes_no_sense_ends_it",
     ),
     Mutant(
