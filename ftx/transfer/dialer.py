@@ -242,7 +242,7 @@ class SendRun:
         tuner = Tuner(self._options, lanes, opened.lanes, self._emit)
         session = SendSession(
             lane, lanes, join, tuner, plan, self._feed, self._entry_ended, self._options.timeout_s,
-            compress=lane.zstd and compression.available() and self._options.compress is Compress.AUTO,
+            compress=compression.available() and self._options.compress is Compress.AUTO,
         )  # fmt: skip
         try:
             session.run(self._stop, self._tick)

@@ -134,6 +134,7 @@ def test_a_receiver_that_is_stopped_says_so(tmp_path: Path, mine: Path) -> None:
 
 def test_a_signal_while_this_sides_disk_is_measured(tmp_path: Path, mine: Path) -> None:
     with Receiver(tmp_path) as receiver, bench(tmp_path, receiver.port, "--step", "1", "--lanes", "1") as process:
+        process.event("start")  # from here on it takes signals
         wait_until(lambda: deleted_files(process))
         process.signal(signal.SIGTERM)
         assert process.wait() == 128 + signal.SIGTERM

@@ -880,9 +880,9 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "chunks are compressed for a receiver that has not said it takes them",
         ("G12",),
-        "ftx/transfer/dialer.py",
-        "compress=lane.zstd and compression",
-        "compress=compression",
+        "ftx/transfer/send.py",
+        "if not (self._compress and lane.zstd):",
+        "if not self._compress:",
         "tests/e2e/test_compression.py::test_g12_not_where_one_side_has_no_library",
     ),
     # --- the network: rates, lanes, loss
